@@ -98,6 +98,8 @@ def split(path: Path, prediction: str, t: Array) -> Split:
     if prediction == IMAGE:
         return Split(0.0, 1.0, 1 / sigma, -alpha / sigma)
     if prediction == NOISE:
+        if isinstance(alpha, float) and alpha == 0.0:
+            raise InvalidInput(f"noise tells no image at t={t} on the {path.name} path; expected t above 0")
         return Split(1 / alpha, -sigma / alpha, 0.0, 1.0)
     if prediction == VELOCITY:
         alpha_rate, sigma_rate = path.alpha_rate(t), path.sigma_rate(t)
@@ -131,7 +133,7 @@ GRIDS = {"uniform": uniform_grid, "cosine": cosine_grid}
 
 def _intervals(grid: Sequence[float]) -> list[tuple[float, float]]:
     times = [float(t) for t in grid]
-    if len(times) < 2 or not times[0] >= 0.0 or times[-1] != 1.0 or any(s >= t for s, t in zip(times, times[1:])):
+    if len(times) < 2 or not times[0] >= 0.0 or times[-1] != 1.0 or not all(s < t for s, t in zip(times, times[1:])):
         raise InvalidInput(f"the grid is {times}; expected two or more rising times in 0..1 that end at 1")
     return list(zip(times, times[1:]))
 
@@ -199,9 +201,7 @@ def heun(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
 def ab2(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
     """Adams-Bashforth 2: second order with one network call a step, the velocity before is remembered."""
     if prediction != VELOCITY:
-        raise InvalidInput(
-            f"ab2 needs a network that predicts velocity, this one predicts {prediction}; use ddim or heun"
-        )
+        raise InvalidInput(f"prediction is {prediction!r}; ab2 expected {VELOCITY}: use ddim or heun instead")
     plan, before = [], 0.0
     for s, t in _intervals(grid):
         lean = (t - s) / (2 * before) if before else 0.0
@@ -215,13 +215,14 @@ def ddim(path: Path, prediction: str, grid: Sequence[float], eta: float = 0.0) -
 
     eta is the share of DDPM's posterior deviation that is drawn afresh: 0 is deterministic.
     """
+    if not 0.0 <= eta <= 1.0:
+        raise InvalidInput(f"eta is {eta}; expected 0 (deterministic) to 1 (ancestral)")
     plan = []
     for s, t in _intervals(grid):
         c, alpha, sigma = split(path, prediction, s), path.alpha(t), path.sigma(t)
-        shrink = path.alpha(s) / alpha
-        posterior = sigma * math.sqrt(max(0.0, 1 - (shrink * sigma / path.sigma(s)) ** 2))
-        kept = sigma * sigma - (eta * posterior) ** 2
-        plan.append(_row(path, s, s, t, *_mixed(c, alpha, math.sqrt(kept)), n=eta * posterior))
+        share = min(1.0, path.alpha(s) / alpha * sigma / path.sigma(s))  # of the noise at t, what the state at s knows
+        kept = sigma * math.sqrt(1 - eta * eta + (eta * share) ** 2)
+        plan.append(_row(path, s, s, t, *_mixed(c, alpha, kept), n=eta * sigma * math.sqrt(1 - share * share)))
     return plan
 
 
@@ -231,11 +232,11 @@ def ddpm(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
 
 
 def renoise(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
-    """Consistency sampling (Song et al. 2023, alg. 1): jump to the image at t=1, then noise it afresh to the next time."""
+    """Consistency sampling (Song et al. 2023, alg. 1): jump to the image at t=1, then noise it anew to the next time."""
     plan = []
     for s, t in _intervals(grid):
         a, b = _mixed(split(path, prediction, s), path.alpha(t), 0.0)
-        plan.append(_row(path, s, 1.0, t, a=a, b=b, n=path.sigma(t)))
+        plan.append(_row(path, s, 1.0, t, a, b, n=path.sigma(t)))
     return plan
 
 
@@ -288,12 +289,10 @@ def sample(
     """
     x = noise0 = noise(0)
     previous = None
+    fixed = {"guidance": guidance, "mask": mask, "image": image, "noise0": noise0}
     for k, row in enumerate(plan, start=1):
         cond = denoise(x, row.s, row.t, True)
         uncond = denoise(x, row.s, row.t, False) if guidance != 1.0 else None
         fresh = noise(k) if row.n != 0.0 else None
-        known = {"mask": mask, "image": image, "noise0": noise0}
-        x, previous = fused_step(
-            row, x=x, cond=cond, uncond=uncond, guidance=guidance, previous=previous, noise=fresh, **known
-        )
+        x, previous = fused_step(row, x=x, cond=cond, uncond=uncond, previous=previous, noise=fresh, **fixed)
     return x
