@@ -1,0 +1,38 @@
+// Runs a plan: the twin of sample in pyflow/core.py.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "denoiser.hpp"
+#include "row.hpp"
+
+namespace pyflow {
+
+// Pointers are to batch*size floats, or null. pyflow/native.py has checked that every operand that a row reads is here.
+struct Request {
+    std::vector<Row> rows;
+    int64_t batch;
+    uint32_t seed;
+    uint32_t first;  // the number of the first picture: noise belongs to the picture
+    double guidance;
+    const int64_t* labels;  // null: null_label for every picture
+    int64_t null_label;
+    const float* mask;
+    const float* image;
+    const float* noise0;                         // null: drawn
+    std::function<void(int64_t row)> after_row;  // throws to stop
+};
+
+// Seconds, one entry a row. `rows` includes the denoiser, the noise and the step.
+struct Clock {
+    std::vector<double> rows;
+    std::vector<double> denoiser;
+};
+
+// Writes the (batch, *shape) states after the last row. Guidance 1 makes one call a row for the batch; any other value
+// makes one call for twice the batch, labelled pictures first.
+Clock sample(const Denoiser& denoiser, const Request& request, float* states);
+
+}  // namespace pyflow

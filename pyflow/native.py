@@ -1,0 +1,279 @@
+"""The front of the C++ room, and the only importer of `_C`: here every argument is checked, there none is.
+
+Arrays are float32 NumPy arrays; one that is not contiguous is copied once. `mask`, `image` and `noise0` may be given
+in any shape that broadcasts to the batch.
+"""
+
+import importlib.util
+import operator
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .core import Plan, Row
+from .errors import BackendUnavailable, InvalidInput
+from .noise import PICTURE_LIMIT, SEED_LIMIT
+
+try:
+    from . import _C
+except ImportError as error:
+    raise BackendUnavailable(
+        f"pyflow's C++ extension cannot be imported ({error}); build it from the source tree with: pip install -e ."
+    ) from error
+
+Denoiser = _C.Denoiser
+Floats = npt.NDArray[np.float32]
+
+_WORD_LIMIT = 2**32
+
+
+class Samples(NamedTuple):
+    """The states after the last row, and for each row the seconds that it took and those that its network call took."""
+
+    states: Floats
+    row_seconds: npt.NDArray[np.float64]
+    denoiser_seconds: npt.NDArray[np.float64]
+
+
+def isa() -> str:
+    """The instruction set that runs the loops: the CPU's best, or the one that PYFLOW_ISA names."""
+    return _C.isa()
+
+
+def supported_isas() -> list[str]:
+    """What PYFLOW_ISA may name on this machine, worst first."""
+    return _C.supported_isas()
+
+
+# ---- checks
+def _count(name: str, value: int, low: int, limit: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidInput(f"{name} is {value!r}; expected an integer") from None
+    if not low <= number < limit:
+        raise InvalidInput(f"{name} is {number}; expected {low} to {limit - 1}")
+    return number
+
+
+def _floats(name: str, value: Floats, shape: tuple[int, ...] | None = None) -> Floats:
+    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+        came = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        raise InvalidInput(f"{name} is {came}; expected a NumPy array of float32")
+    if shape is not None and value.shape != shape:
+        raise InvalidInput(f"{name} has shape {value.shape}; expected {shape}")
+    return np.ascontiguousarray(value)
+
+
+def _spread(name: str, value: Floats | None, shape: tuple[int, ...]) -> Floats | None:
+    if value is None:
+        return None
+    value = _floats(name, value)
+    try:
+        return np.ascontiguousarray(np.broadcast_to(value, shape))
+    except ValueError:
+        raise InvalidInput(f"{name} has shape {value.shape}; expected one that broadcasts to {shape}") from None
+
+
+def _finite(name: str, value: Floats | None) -> None:
+    if value is not None and not np.isfinite(value).all():
+        raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite values")
+
+
+def _scalar(name: str, value: float) -> float:
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.float32(value)):
+            raise InvalidInput(f"{name} is {value}; expected a number that is finite in float32")
+    return float(value)
+
+
+def _rows(rows: Sequence[Row], masked: bool) -> npt.NDArray[np.float64]:
+    """The rows as a table; refuses one that no step can run."""
+    try:
+        table = np.array(rows, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"the plan is {rows!r}; expected a list of rows {Row._fields}") from None
+    if table.ndim != 2 or table.shape[0] < 1 or table.shape[1] != len(Row._fields):
+        raise InvalidInput(f"the plan has shape {table.shape}; expected rows {Row._fields}, at least one")
+    for k, values in enumerate(table.tolist(), start=1):
+        row = Row(*values)
+        for name, value in zip(Row._fields, row):
+            _scalar(f"{name} of row {k}", value)
+        if not any((row.a, row.b, row.h, row.n)):
+            raise InvalidInput(f"row {k} has a=b=h=n=0; expected at least one term for the new state")
+        if masked and not any((row.ka, row.ks)):
+            raise InvalidInput(f"row {k} has ka=ks=0; a mask needs at least one term for the kept pixels")
+    return table
+
+
+def _need(row: str, coefficient: str, value: float, operand: str, array: Floats | None) -> None:
+    if value != 0.0 and array is None:
+        raise InvalidInput(f"{row} has {coefficient}={value} and {operand} is None; expected an array")
+
+
+# ---- the step, the noise, the picture
+def fused_step(
+    row: Row,
+    *,
+    x: Floats,
+    cond: Floats,
+    uncond: Floats | None = None,
+    guidance: float = 1.0,
+    previous: Floats | None = None,
+    noise: Floats | None = None,
+    mask: Floats | None = None,
+    image: Floats | None = None,
+    noise0: Floats | None = None,
+    isa: str | None = None,
+) -> tuple[Floats, Floats]:
+    """core.fused_step in C++, equal to it bit for bit; `isa` runs one instruction set instead of the chosen one."""
+    (values,) = _rows([row], masked=mask is not None).tolist()
+    row = Row(*values)
+    x = _floats("x", x)
+    cond = _floats("cond", cond, x.shape)
+    uncond, previous, noise = (
+        None if value is None else _floats(name, value, x.shape)
+        for name, value in (("uncond", uncond), ("previous", previous), ("noise", noise))
+    )
+    mask, image, noise0 = (
+        _spread(name, value, x.shape) for name, value in (("mask", mask), ("image", image), ("noise0", noise0))
+    )
+    _need("the row", "h", row.h, "previous", previous)
+    _need("the row", "n", row.n, "noise", noise)
+    if mask is not None:
+        _need("the row", "ka", row.ka, "image", image)
+        _need("the row", "ks", row.ks, "noise0", noise0)
+    out = np.empty_like(x)
+    guided = None if uncond is None else np.empty_like(x)
+    _C.fused_step(
+        row, x, cond, uncond, _scalar("guidance", guidance), previous, noise, mask, image, noise0, out, guided, isa
+    )
+    return out, cond if guided is None else guided
+
+
+def normal(seed: int, first: int, pictures: int, size: int, row: int, *, isa: str | None = None) -> Floats:
+    """float32 (pictures, size): the noise of pictures first, first+1, ... of this seed for row `row` (0: the start)."""
+    seed, first = _picture_numbers(seed, first, _count("pictures", pictures, 0, PICTURE_LIMIT + 1))
+    out = np.empty((pictures, _count("size", size, 0, 4 * _WORD_LIMIT + 1)), np.float32)
+    _C.normal(seed, first, pictures, size, _count("row", row, 0, _WORD_LIMIT), out, isa)
+    return out
+
+
+def _picture_numbers(seed: int, first: int, pictures: int) -> tuple[int, int]:
+    seed, first = _count("seed", seed, 0, SEED_LIMIT), _count("first", first, 0, PICTURE_LIMIT)
+    if first + pictures > PICTURE_LIMIT:
+        raise InvalidInput(f"first is {first} with {pictures} pictures; picture numbers end at {PICTURE_LIMIT - 1}")
+    return seed, first
+
+
+def to_uint8(pictures: Floats) -> npt.NDArray[np.uint8]:
+    """float32 NCHW in -1..1 to uint8 NHWC, clamped and rounded to nearest; a NaN or infinity anywhere is refused."""
+    pictures = _floats("pictures", pictures)
+    if pictures.ndim != 4:
+        raise InvalidInput(f"pictures has shape {pictures.shape}; expected (pictures, channels, height, width)")
+    return _C.to_uint8(pictures)
+
+
+# ---- denoisers
+def onnx_denoiser(model: bytes, threads: int = 0) -> Denoiser:
+    """An ONNX model, given as the bytes of its file, on ONNX Runtime's CPU provider; 0 threads: one a physical core.
+
+    The model reads x and any of s, t (float32) and label (int64), batch first; its first output is the prediction.
+    """
+    if not isinstance(model, bytes):
+        raise InvalidInput(f"model is a {type(model).__name__}; expected the bytes of an .onnx file")
+    threads = _count("threads", threads, 0, 2**15)
+    # Wheels from 1.29 on send telemetry and write below ~/.cache unless this is set before the library is opened.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    return _C.OnnxDenoiser(str(_onnx_runtime_library()), model, threads)
+
+
+def _onnx_runtime_library() -> Path:
+    """The library inside the installed wheel; the package itself is not imported, that takes 100 ms and is not needed."""
+    package = importlib.util.find_spec("onnxruntime")
+    folders = package.submodule_search_locations if package else None
+    libraries = [path for folder in folders or () for path in Path(folder, "capi").glob("libonnxruntime.so.*")]
+    if not libraries:
+        where = f"no libonnxruntime.so in {', '.join(folders)}" if folders else "onnxruntime is not installed"
+        raise BackendUnavailable(f'ONNX Runtime is not here: {where}; pip install "pyflow-engine[onnx]"')
+    return max(libraries)
+
+
+def callable_denoiser(
+    function: Callable[[Floats, Floats, Floats, npt.NDArray[np.int64], Floats], object], shape: Sequence[int]
+) -> Denoiser:
+    """A Python function as the network: `function(x, s, t, label, out)` fills `out`, (batch, *shape), in place.
+
+    The arrays are views of the sampler's memory, good for one call; with guidance the batch holds every picture twice,
+    labelled first.
+    """
+    if not callable(function):
+        raise InvalidInput(f"function is a {type(function).__name__}; expected something to call")
+    extents = [_count("an extent of shape", extent, 1, 2**31) for extent in shape]
+    return _C.CallableDenoiser(function, extents)
+
+
+# ---- the loop
+def sample(
+    denoiser: Denoiser,
+    plan: Plan,
+    *,
+    batch: int,
+    seed: int = 0,
+    first: int = 0,
+    guidance: float = 1.0,
+    label: int | Sequence[int] | npt.NDArray[np.int64] | None = None,
+    null_label: int = 0,
+    mask: Floats | None = None,
+    image: Floats | None = None,
+    noise0: Floats | None = None,
+    on_row: Callable[[int], object] | None = None,
+) -> Samples:
+    """Run a plan in C++, without the GIL but inside Python callbacks; Ctrl-C is honoured between rows.
+
+    `label` is one for all or one a picture; None means `null_label` everywhere. `noise0` replaces the noise that seed
+    and first tell. `on_row(k)` is called after row k, from 0; what it raises ends the run.
+    """
+    if not isinstance(denoiser, _C.Denoiser):
+        raise InvalidInput(f"denoiser is a {type(denoiser).__name__}; expected onnx_denoiser or callable_denoiser")
+    batch = _count("batch", batch, 1, PICTURE_LIMIT + 1)
+    seed, first = _picture_numbers(seed, first, batch)
+    guidance = _scalar("guidance", guidance)
+    shape = (batch, *denoiser.shape)
+    table = _rows(plan, masked=mask is not None)
+    if table[0, Row._fields.index("h")] != 0.0:
+        raise InvalidInput("row 1 has h != 0, and there is no prediction before it; expected h=0 in the first row")
+    if guidance != 1.0 and (label is None or "label" not in denoiser.inputs):
+        why = "label is None" if label is None else f"this network reads {', '.join(denoiser.inputs)}"
+        raise InvalidInput(f"guidance is {guidance} and {why}; guidance needs a label and a network that reads it")
+    labels = None if label is None else _labels(label, batch)
+    if labels is not None and "label" not in denoiser.inputs:
+        raise InvalidInput(f"label is {label!r} and the network reads {', '.join(denoiser.inputs)}; expected None")
+    mask, image, noise0 = (
+        _spread(name, value, shape) for name, value in (("mask", mask), ("image", image), ("noise0", noise0))
+    )
+    for name, value in (("mask", mask), ("image", image), ("noise0", noise0)):
+        _finite(name, value)
+    if mask is not None and (mask.min() < 0 or mask.max() > 1):
+        raise InvalidInput(f"mask runs from {mask.min()} to {mask.max()}; expected 0 (kept) to 1 (generated)")
+    if mask is None and image is not None:
+        raise InvalidInput("image is given and mask is None; expected a mask that says what is kept")
+    if mask is not None:
+        for k, row in enumerate(plan, start=1):
+            _need(f"row {k}", "ka", row[Row._fields.index("ka")], "image", image)
+    null_label = _count("null_label", null_label, 0, 2**63)
+    states = _C.sample(
+        denoiser, table, batch, seed, first, guidance, labels, null_label, mask, image, noise0, on_row
+    )
+    return Samples(*states)
+
+
+def _labels(label: int | Sequence[int] | npt.NDArray[np.int64], batch: int) -> npt.NDArray[np.int64]:
+    labels = np.asarray(label)
+    if labels.dtype.kind not in "iu" or labels.shape not in ((), (batch,)) or (labels < 0).any():
+        raise InvalidInput(f"label is {label!r}; expected an integer, 0 or more, or {batch} of them")
+    return np.ascontiguousarray(np.broadcast_to(labels.astype(np.int64), batch))

@@ -1,0 +1,1 @@
+"""Training: data sets, objectives, recipes, pairs and the one training loop."""
