@@ -232,7 +232,7 @@ def ddpm(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
 
 
 def renoise(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
-    """Consistency sampling (Song et al. 2023, alg. 1): jump to the image at t=1, then noise it anew to the next time."""
+    """Consistency sampling (Song et al. 2023, alg. 1): jump to the image at t=1, then noise it anew to time t."""
     plan = []
     for s, t in _intervals(grid):
         a, b = _mixed(split(path, prediction, s), path.alpha(t), 0.0)
