@@ -177,6 +177,17 @@ def test_fused_step_is_its_formula():
     np.testing.assert_allclose(y, o["mask"] * update + (1 - o["mask"]) * known, rtol=1e-14, atol=1e-15)
 
 
+def test_fused_step_rounds_in_the_order_it_promises():
+    # Every product and every sum on its own, left to right, in float32: what the C++ and Triton twins repeat.
+    o, one = operands(), np.float32(1)
+    a, b, h, n, ka, ks = np.float32(FULL[2:])
+    p = o["uncond"] + np.float32(2.3) * (o["cond"] - o["uncond"])
+    y = ((a * o["x"] + b * p) + h * o["previous"]) + n * o["noise"]
+    y = o["mask"] * y + (one - o["mask"]) * (ka * o["image"] + ks * o["noise0"])
+    got = core.fused_step(FULL, guidance=2.3, **o)
+    assert (got[0].tobytes(), got[1].tobytes()) == (y.tobytes(), p.tobytes())
+
+
 @pytest.mark.parametrize("missing", [None, math.nan])
 @pytest.mark.parametrize(
     ("letter", "name"), [("a", "x"), ("h", "previous"), ("n", "noise"), ("ka", "image"), ("ks", "noise0")]
