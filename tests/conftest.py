@@ -1,0 +1,35 @@
+"""Without a GPU the Triton kernels run in Triton's interpreter, which has to be asked for before they are imported."""
+
+import importlib.util
+import os
+import secrets
+
+import numpy as np
+import pytest
+
+GPU = False
+if importlib.util.find_spec("torch"):
+    import torch
+
+    GPU = torch.cuda.is_available()
+    if not GPU:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.skipif(GPU, reason="a GPU is here: the kernels run on it instead")),
+        pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU")]),
+    ]
+)
+def kernel_device(request) -> str:
+    """Where the Triton kernels run in this test: in the interpreter, or compiled on the GPU."""
+    return request.param
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """New numbers in every run; pytest shows the seed when the test fails."""
+    seed = secrets.randbits(32)
+    print(f"rng seed: {seed}")
+    return np.random.default_rng(seed)
