@@ -193,7 +193,7 @@ def onnx_denoiser(model: bytes, threads: int = 0) -> Denoiser:
 
 
 def _onnx_runtime_library() -> Path:
-    """The library inside the installed wheel; the package itself is not imported, that takes 100 ms and is not needed."""
+    """The library inside the installed wheel; importing the package itself would take 100 ms and give nothing."""
     package = importlib.util.find_spec("onnxruntime")
     folders = package.submodule_search_locations if package else None
     libraries = [path for folder in folders or () for path in Path(folder, "capi").glob("libonnxruntime.so.*")]
@@ -266,9 +266,7 @@ def sample(
         for k, row in enumerate(plan, start=1):
             _need(f"row {k}", "ka", row[Row._fields.index("ka")], "image", image)
     null_label = _count("null_label", null_label, 0, 2**63)
-    states = _C.sample(
-        denoiser, table, batch, seed, first, guidance, labels, null_label, mask, image, noise0, on_row
-    )
+    states = _C.sample(denoiser, table, batch, seed, first, guidance, labels, null_label, mask, image, noise0, on_row)
     return Samples(*states)
 
 

@@ -1,0 +1,112 @@
+"""Folders that are absent, old or complete: how pyflow publishes what it makes, and checks what it reads."""
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import InvalidArtefact
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def publish(folder: Path) -> Iterator[Path]:
+    """Give a new empty folder to write in; on success it takes the place of `folder` in one durable rename.
+
+    An error inside leaves `folder` as it was. Whatever stood there before is deleted only after the swap.
+    """
+    folder = Path(os.path.abspath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    fresh.mkdir()
+    try:
+        yield fresh
+        for path in sorted(fresh.rglob("*")):
+            _flush(path)
+        _flush(fresh)
+        if folder.exists():
+            _exchange(fresh, folder)
+        else:
+            os.rename(fresh, folder)
+        _flush(folder.parent)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file so that after a crash it is the old one or the new one, and the new one once this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        fresh.write_bytes(content)
+        _flush(fresh)
+        os.replace(fresh, path)
+        _flush(path.parent)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def json_bytes(data: Any) -> bytes:
+    return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InvalidArtefact(f"{path} is missing; the folder is incomplete or not one that pyflow wrote") from None
+    except ValueError as error:
+        raise InvalidArtefact(f"{path} is not valid JSON ({error}); the file is damaged, make it again") from error
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_verified(folder: Path, name: str, expected: str) -> bytes:
+    """The bytes of a file inside `folder`, refused unless they hash to `expected`. What is checked is what is used."""
+    path = folder / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise InvalidArtefact(f"{folder}: names the file {name!r}; expected a plain name inside the folder")
+    if path.is_symlink():
+        raise InvalidArtefact(f"{path} is a link; expected a regular file inside the folder")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InvalidArtefact(
+            f"{path} can't be read ({error.strerror}); the folder is incomplete, make it again"
+        ) from error
+    found = sha256(content)
+    if found != expected:
+        raise InvalidArtefact(
+            f"{path} has sha256 {found[:12]}…, its record says {str(expected)[:12]}…; "
+            "the file is damaged or was swapped, make it again"
+        )
+    return content
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(fresh: Path, folder: Path) -> None:
+    """Swap two folders in one step; Python has no name for this system call."""
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    if renameat2(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(folder), _RENAME_EXCHANGE) == 0:
+        return
+    # Some file systems (NFS, some overlays) can't swap: for a moment the name is then absent.
+    old = fresh.with_suffix(".old")
+    os.rename(folder, old)
+    os.rename(fresh, folder)
+    shutil.rmtree(old)

@@ -1,0 +1,121 @@
+"""What the commands do, as functions: the command line, the demo and the tests call these and nothing beside them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, export
+from .core import LINEAR
+from .engines import manifest as manifests
+from .errors import InvalidInput
+from .sampler import Flow, load
+from .spec import Spec
+from .timing import Timing, interleave
+from .training import pairs as pairs_files
+from .training.data import load_dataset
+from .training.pairs import PairsSpec
+from .training.recipes import STUDENTS, TEACHERS, recipe
+from .training.trainer import paired, provenance, train, unpaired
+
+
+def train_teacher(name: str, data: str, folder: Path, **changes: Any) -> bool:
+    """Train a teacher on a data set; False when the folder holds the finished run already."""
+    _expect_one_of("recipe", name, TEACHERS)
+    setting = recipe(name, data, **changes)
+    dataset = load_dataset(setting.data)
+    network = setting.network
+    assert network is not None  # every teacher's recipe names its network
+    if network.shape != dataset.shape or network.classes != dataset.classes:
+        raise InvalidInput(
+            f"data {data!r} has shape {dataset.shape} and {dataset.classes} classes, "
+            f"the recipe's network has {network.shape} and {network.classes}"
+        )
+    guided = setting.label_dropout > 0 and dataset.classes > 0
+    spec = Spec(network, LINEAR.name, null_label=guided, provenance=provenance(setting))
+    return train(setting, spec, unpaired(dataset.images, dataset.labels), folder)
+
+
+def make_pairs(source: Path, folder: Path, *, count: int, steps: int, solver: str, guidance: float, seed: int) -> int:
+    """Have an engine or checkpoint make the pictures of `count` pairs; the number of shards made, 0 when all are there."""
+    flow = load(source)
+    network = flow.spec.network
+    spec = PairsSpec(flow.identity, network.shape, network.classes, count, seed, solver, steps, guidance)
+
+    def teacher(first: int, labels: np.ndarray) -> np.ndarray:
+        made = [
+            sampled(flow, start, labels[start - first : start - first + 64], spec)
+            for start in range(first, first + len(labels), 64)
+        ]
+        return np.concatenate(made)
+
+    return pairs_files.generate(teacher, spec, folder)
+
+
+def sampled(flow: Flow, first: int, labels: np.ndarray, spec: PairsSpec) -> np.ndarray:
+    """The final states of pictures `first`, ... with these labels."""
+    asked = labels.tolist() if spec.classes else None
+    setting = {"steps": spec.steps, "solver": spec.solver, "guidance": spec.guidance, "seed": spec.seed}
+    return flow.sample(len(labels), first=first, label=asked, **setting).states
+
+
+def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) -> bool:
+    """Train a student on its teacher's pairs, starting from the teacher's weights."""
+    _expect_one_of("recipe", name, STUDENTS)
+    model, teacher_spec = checkpoint.load(teacher)
+    tensors, made = pairs_files.load(pairs)
+    network = teacher_spec.network
+    if made.shape != network.shape or made.classes != network.classes:
+        raise InvalidInput(
+            f"the pairs in {pairs} have shape {made.shape} and {made.classes} classes, "
+            f"the teacher {teacher} has {network.shape} and {network.classes}"
+        )
+    setting = recipe(name, teacher_spec.provenance.get("data", "digits"), **changes)
+    origin = {"teacher": checkpoint.weights_sha256(teacher), "guidance_in_pairs": made.guidance, "pairs": made.count}
+    spec = replace(teacher_spec, null_label=False, provenance={**provenance(setting), **origin})
+    return train(setting, spec, paired(tensors), folder, start=model)
+
+
+def export_engine(source: Path, folder: Path, backend: str) -> bool:
+    """Export a checkpoint; False when `folder` already is the engine of these weights."""
+    _expect_one_of("--to", backend, export.EXPORTERS)
+    if manifests.is_engine(folder):
+        manifest = manifests.read(folder)
+        if manifest.weights_sha256 == checkpoint.weights_sha256(source) and manifest.backend == backend:
+            manifests.payload(folder, manifest)
+            return False
+    export.EXPORTERS[backend](source, folder)
+    return True
+
+
+def latency(
+    flow: Flow, steps: tuple[int, ...], batches: tuple[int, ...], guidance: float
+) -> dict[tuple[int, int], Timing]:
+    """Seconds of `sample` for each (steps, batch), interleaved; the pictures are checked to be finite first."""
+    label = 0 if flow.spec.network.classes else None
+
+    def call(steps: int, batch: int) -> Any:
+        return flow.sample(batch, steps=steps, label=label, guidance=guidance)
+
+    cases = [(count, batch) for count in steps for batch in batches]
+    for count, batch in cases:
+        if not np.isfinite(call(count, batch).states).all():
+            raise ArithmeticError(f"{flow}: {count} steps at batch {batch} gave values that are not finite")
+    return interleave({case: (lambda case=case: call(*case)) for case in cases}, budget=10.0)  # type: ignore[misc]
+
+
+def describe(source: Path) -> dict[str, Any]:
+    """What an engine or a checkpoint says of itself."""
+    if manifests.is_engine(source):
+        return manifests.read(source).to_json()
+    return {
+        "checkpoint": str(source),
+        "weights_sha256": checkpoint.weights_sha256(source),
+        **checkpoint.load_spec(source).to_json(),
+    }
+
+
+def _expect_one_of(what: str, name: str, known: Any) -> None:
+    if name not in known:
+        raise InvalidInput(f"{what} is {name!r}; expected one of {', '.join(known)}")

@@ -1,0 +1,30 @@
+"""torch eager as a denoiser of the C++ loop: how a checkpoint is sampled before it is exported."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyflow import native
+from pyflow.spec import Spec
+
+BACKEND = "eager"
+
+
+def denoiser(model: nn.Module, spec: Spec) -> native.Denoiser:
+    def predict(x: np.ndarray, s: np.ndarray, t: np.ndarray, label: np.ndarray, out: np.ndarray) -> None:
+        with torch.inference_mode():
+            torch.from_numpy(out).copy_(model(*(torch.from_numpy(array) for array in (x, s, t, label))))
+
+    return native.callable_denoiser(predict, spec.network.shape)
+
+
+def denoise_function(model: nn.Module, spec: Spec, label: Tensor):
+    """The network as `core.sample` wants it, in plain torch: the reference that engines are compared with."""
+    null = torch.full_like(label, spec.network.classes)
+
+    @torch.inference_mode()
+    def denoise(x: Tensor, s: float, t: float, labelled: bool) -> Tensor:
+        times = (torch.full((len(x),), time) for time in (s, t))
+        return model(x, *times, label if labelled else null)
+
+    return denoise

@@ -1,0 +1,150 @@
+"""Export a checkpoint as an engine: trace, prove it against the reference, and only then publish it."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import checkpoint, core, native
+from .artefact import json_bytes, publish, sha256
+from .engines import manifest as manifests
+from .engines.eager import denoise_function
+from .engines.manifest import Certificate, Manifest
+from .engines.onnx import BACKEND, MODEL
+from .errors import BackendUnavailable, PyflowError
+from .noise import normal
+from .spec import Spec
+from .timing import versions
+
+BOUND = 1e-5
+OFF_BY_ONE_BOUND = 1e-3
+BATCHES, STEPS, GUIDANCES = (1, 3, 16), (1, 2, 4), (1.0, 4.0)
+
+
+class ParityError(PyflowError, ArithmeticError):
+    """The exported engine differs from the reference by more than its bound; it was not published."""
+
+
+def export_onnx(source: Path, folder: Path) -> Manifest:
+    """Export the checkpoint `source` as the ONNX engine `folder`, with a dynamic batch and a parity certificate."""
+    model, spec = checkpoint.load(source)
+    content, inputs = trace(model, spec)
+    certificate = certify(content, model, spec)
+    manifest = Manifest(
+        backend=BACKEND,
+        what="denoiser",
+        spec=spec,
+        inputs=inputs,
+        dtype="float32",
+        guidance_rule=manifests.GUIDANCE_RULE,
+        weights_sha256=checkpoint.weights_sha256(source),
+        files={MODEL: sha256(content)},
+        versions=versions("pyflow-engine", "torch", "onnx", "onnxruntime"),
+        certificate=certificate,
+    )
+    with publish(folder) as fresh:
+        (fresh / MODEL).write_bytes(content)
+        (fresh / manifests.NAME).write_bytes(json_bytes(manifest.to_json()))
+    return manifest
+
+
+class _Named(nn.Module):
+    """The network with only the inputs that it reads, in the order of `names`."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        given = dict(zip(self.names, inputs))
+        s = given["s"]
+        return self.model(given["x"], s, given.get("t", s), given.get("label"))
+
+
+def trace(model: nn.Module, spec: Spec) -> tuple[bytes, tuple[str, ...]]:
+    """The network as an ONNX file with a dynamic batch, and the names of its inputs."""
+    names = ("x", "s", *(("t",) if spec.network.times == 2 else ()), *(("label",) if spec.network.classes else ()))
+    examples = {
+        "x": torch.zeros(2, *spec.network.shape),
+        "s": torch.zeros(2),
+        "t": torch.zeros(2),
+        "label": torch.zeros(2, dtype=torch.int64),
+    }
+    batch = torch.export.Dim("batch", min=1, max=2**20)
+    content = BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Named(model, names).eval(),
+                tuple(examples[name] for name in names),
+                input_names=list(names),
+                output_names=["prediction"],
+                dynamic_shapes={"inputs": tuple({0: batch} for _ in names)},
+                dynamo=True,
+                verbose=False,
+            )
+            program.save(content)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f'export needs onnx and onnxscript ({error}): pip install "pyflow-engine[export]"'
+        ) from error
+    return content.getvalue(), names
+
+
+def certify(content: bytes, model: nn.Module, spec: Spec) -> Certificate:
+    """Sample through the C++ loop and through the reference loop from fresh noise; ParityError beyond the bound."""
+    denoiser = native.onnx_denoiser(content)
+    seed = int(np.random.SeedSequence().generate_state(1)[0])
+    guidances = GUIDANCES if spec.null_label else (1.0,)
+    cases = list(itertools.product(BATCHES, STEPS, guidances))
+    worst = off_by_one = 0.0
+    for batch, steps, guidance in tqdm(cases, desc="certificate", unit="case", leave=False):
+        plan = core.euler(spec.math_path, spec.prediction, core.uniform_grid(steps))
+        label = _labels(spec, batch, guidance, shift=seed % 1000 + steps)
+        expected = reference(model, spec, plan, label, seed, guidance)
+        labels = {"label": label.numpy(), "null_label": spec.network.classes} if spec.network.classes else {}
+        came = native.sample(denoiser, plan, batch=batch, seed=seed, guidance=guidance, **labels).states
+        error = float(np.abs(came - expected).max() / np.abs(expected).max()) / max(1.0, guidance)
+        pixels, flips = _pixel_difference(came, expected)
+        if not error <= BOUND or pixels > 1 or flips > OFF_BY_ONE_BOUND:
+            raise ParityError(
+                f"batch {batch}, {steps} steps, guidance {guidance}, seed {seed}: relative error {error:.2e} and "
+                f"{flips:.2%} of uint8 values off by up to {pixels}; allowed: {BOUND:.0e} and {OFF_BY_ONE_BOUND:.1%} off by "
+                "1. The engine was not published; a layer may have been exported wrongly"
+            )
+        worst, off_by_one = max(worst, error), max(off_by_one, flips)
+    return Certificate(BOUND, worst, off_by_one, BATCHES, STEPS, guidances, len(cases))
+
+
+def reference(model: nn.Module, spec: Spec, plan: core.Plan, label: Tensor, seed: int, guidance: float) -> np.ndarray:
+    """The final states of `core.sample` on the torch model, with the NumPy noise."""
+    batch, shape = len(label), spec.network.shape
+
+    def noise(row: int) -> Tensor:
+        return torch.from_numpy(normal(seed, 0, batch, int(np.prod(shape)), row)).reshape(batch, *shape)
+
+    return core.sample(denoise_function(model, spec, label), plan, noise, guidance=guidance).numpy()
+
+
+def _labels(spec: Spec, batch: int, guidance: float, shift: int) -> Tensor:
+    """Every label in turn; without guidance the null label too, where the network knows it."""
+    count = spec.network.classes + (spec.null_label and guidance == 1.0)
+    return (torch.arange(batch) + shift) % max(1, count)
+
+
+def _pixel_difference(came: np.ndarray, expected: np.ndarray) -> tuple[int, float]:
+    """The largest difference as uint8 pictures and the share of values that differ; none for points."""
+    if came.ndim != 4:
+        return 0, 0.0
+    difference = np.abs(native.to_uint8(came).astype(int) - native.to_uint8(expected).astype(int))
+    return int(difference.max()), float((difference > 0).mean())
+
+
+EXPORTERS: dict[str, Callable[[Path, Path], Manifest]] = {BACKEND: export_onnx}

@@ -1,0 +1,36 @@
+"""Quality of generated pictures: the Fréchet distance of features, and the share of labels that a classifier reads."""
+
+import numpy as np
+
+from .errors import InvalidInput
+
+
+def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """|mean difference|^2 + tr(A + B - 2 (A B)^1/2) of two sets of features (N, D), each seen as a Gaussian.
+
+    The trace of (A B)^1/2 is the sum of the singular values of A^1/2 B^1/2, which needs no complex square root.
+    """
+    for name, features in (("first", first), ("second", second)):
+        if features.ndim != 2 or len(features) <= features.shape[1]:
+            raise InvalidInput(
+                f"{name} has shape {features.shape}; a covariance of D features needs more than D samples: (N > D, D)"
+            )
+        if not np.isfinite(features).all():
+            raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite features")
+    difference = first.mean(0, dtype=np.float64) - second.mean(0, dtype=np.float64)
+    a, b = (
+        np.cov(features.astype(np.float64), rowvar=False).reshape(2 * features.shape[1:])
+        for features in (first, second)
+    )
+    cross = np.linalg.svd(_root(a) @ _root(b), compute_uv=False).sum()
+    return float(difference @ difference + np.trace(a) + np.trace(b) - 2 * cross)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    values, vectors = np.linalg.eigh(covariance)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def label_accuracy(read: np.ndarray, asked: np.ndarray) -> float:
+    """The share of pictures that the classifier reads as the label that was asked for."""
+    return float((np.asarray(read) == np.asarray(asked)).mean())

@@ -1,0 +1,154 @@
+"""The networks: an MLP for points and a UNet for pictures, both called as `net(x, s, t, label)`.
+
+s and t are float32 (batch,) times, label is int64 (batch,) with `classes` itself as the null label. A network with
+`times=1` looks at s only; one with `classes=0` looks at no label.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .spec import MLP, Network, UNet
+
+
+def build(network: Network) -> "MLPNet | UNetNet":
+    return UNetNet(network) if isinstance(network, UNet) else MLPNet(network)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
+class Condition(nn.Module):
+    """Times and class to one vector: sinusoids of each time, two linear layers, a row of the class table added."""
+
+    frequencies: Tensor
+
+    def __init__(self, classes: int, times: int, width: int) -> None:
+        super().__init__()
+        half = 32
+        self.register_buffer(
+            "frequencies", 1000 * torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False
+        )
+        self.times = times
+        self.project = nn.Sequential(nn.Linear(2 * half * times, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+
+    def forward(self, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        times = torch.stack((s, t)[: self.times], dim=1)
+        angles = times[:, :, None] * self.frequencies
+        vector = self.project(torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1))
+        return vector if self.label is None else vector + self.label(label)
+
+
+class MLPNet(nn.Module):
+    def __init__(self, spec: MLP) -> None:
+        super().__init__()
+        self.spec = spec
+        self.condition = Condition(spec.classes, spec.times, spec.width)
+        self.enter = nn.Linear(spec.shape[0], spec.width)
+        self.hidden = nn.ModuleList(nn.Linear(spec.width, spec.width) for _ in range(spec.depth - 1))
+        self.leave = nn.Linear(spec.width, spec.shape[0])
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        h = F.silu(self.enter(x) + self.condition(s, t, label))
+        for layer in self.hidden:
+            h = F.silu(layer(h))
+        return self.leave(h)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(8, channels)
+
+
+class Block(nn.Module):
+    """norm, SiLU, conv, norm, FiLM, SiLU, conv, added to the (1x1-projected) input; attention after it if asked."""
+
+    def __init__(self, inputs: int, outputs: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = _norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention = Attention(outputs, heads) if heads else nn.Identity()
+        self.outputs = outputs
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        scale, shift = film[:, :, None, None].chunk(2, dim=1)
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = self.conv2(self.dropout(F.silu(h * (1 + scale) + shift)))
+        return self.attention(self.skip(x) + h)
+
+
+class Attention(nn.Module):
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        q, k, v = qkv.transpose(3, 4).unbind(1)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+        return x + self.out(attended)
+
+
+class UNetNet(nn.Module):
+    """Down, middle, up. One linear layer makes the FiLM scale and shift of all blocks at once."""
+
+    def __init__(self, spec: UNet) -> None:
+        super().__init__()
+        self.spec = spec
+        condition_width = 4 * spec.channels
+        self.condition = Condition(spec.classes, spec.times, condition_width)
+        self.enter = nn.Conv2d(spec.shape[0] + spec.extra, spec.channels, 3, padding=1)
+
+        widths = [spec.channels * m for m in spec.multipliers]
+        heights = [spec.shape[1] // 2**level for level in range(len(widths))]
+        heads = [spec.heads if height in spec.attention else 0 for height in heights]
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        kept, width = [spec.channels], spec.channels
+        for level, next_width in enumerate(widths):
+            for _ in range(spec.blocks):
+                self.down.append(Block(width, next_width, heads[level], spec.dropout))
+                width = next_width
+                kept.append(width)
+            if level < len(widths) - 1:
+                self.down.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+                kept.append(width)
+        self.middle = nn.ModuleList(Block(width, width, h, spec.dropout) for h in (spec.heads, 0))
+        for level, next_width in reversed(list(enumerate(widths))):
+            for _ in range(spec.blocks + 1):
+                self.up.append(Block(width + kept.pop(), next_width, heads[level], spec.dropout))
+                width = next_width
+            if level > 0:
+                self.up.append(nn.Conv2d(width, width, 3, padding=1))
+        self.norm, self.leave = _norm(width), nn.Conv2d(width, spec.shape[0], 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+
+        order = (*self.down, *self.middle, *self.up)
+        self.film_widths = [2 * block.outputs for block in order if isinstance(block, Block)]
+        self.film = nn.Linear(condition_width, sum(self.film_widths))
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        films = iter(self.film(F.silu(self.condition(s, t, label))).split(self.film_widths, dim=1))
+        h = self.enter(x)
+        kept = [h]
+        for layer in self.down:
+            h = layer(h, next(films)) if isinstance(layer, Block) else layer(h)
+            kept.append(h)
+        for layer in self.middle:
+            h = layer(h, next(films))
+        for layer in self.up:
+            if isinstance(layer, Block):
+                h = layer(torch.cat([h, kept.pop()], dim=1), next(films))
+            else:
+                h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.leave(F.silu(self.norm(h)))

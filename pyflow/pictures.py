@@ -1,0 +1,112 @@
+"""Pictures at the border: from a user's image to a network's values and back."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import native
+from .errors import BackendUnavailable, InvalidInput
+
+if TYPE_CHECKING:
+    import PIL.Image
+    import torch
+
+OUTPUT_TYPES = ("np", "pil", "pt")
+
+
+@dataclass(frozen=True)
+class Output:
+    """What `sample` made: `states`, the network's float values, and for each row its seconds and its network call's."""
+
+    states: np.ndarray  # float32 (batch, *shape)
+    row_seconds: np.ndarray
+    denoiser_seconds: np.ndarray
+
+    @property
+    def images(self) -> np.ndarray:
+        """uint8 (batch, height, width, channels)."""
+        if self.states.ndim != 4:
+            raise InvalidInput(f"the states have shape {self.states.shape}: points, not pictures; read .states")
+        return native.to_uint8(self.states)
+
+    def pil(self) -> "list[PIL.Image.Image]":
+        return [_pil_of(image) for image in self.images]
+
+    def torch(self) -> "torch.Tensor":
+        """float32 (batch, channels, height, width) in 0..1."""
+        import torch
+
+        return torch.from_numpy(self.images).permute(0, 3, 1, 2).float() / 255
+
+    def grid(self, columns: int | None = None, scale: int = 1) -> "PIL.Image.Image":
+        """All pictures in one image, each pixel `scale` pixels wide."""
+        images = self.images
+        columns = columns or math.ceil(math.sqrt(len(images)))
+        return grid_of(images, columns, scale)
+
+    def of_type(self, output_type: str) -> Any:
+        if output_type not in OUTPUT_TYPES:
+            raise InvalidInput(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
+        return {"np": lambda: self.images, "pil": self.pil, "pt": self.torch}[output_type]()
+
+
+def grid_of(images: np.ndarray, columns: int, scale: int = 1) -> "PIL.Image.Image":
+    """uint8 NHWC pictures in rows of `columns`, a thin gap between them."""
+    count, height, width, channels = images.shape
+    rows, gap = math.ceil(count / columns), 1
+    sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128, np.uint8)
+    for index, image in enumerate(images):
+        top, left = (place * (size + gap) + gap for place, size in zip(divmod(index, columns), (height, width)))
+        sheet[top : top + height, left : left + width] = image
+    picture = _pil_of(sheet)
+    return picture.resize((picture.width * scale, picture.height * scale), resample=0)
+
+
+def read_image(image: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A PIL image or uint8 array as uint8 (height, width, channels), of just the network's size."""
+    channels, height, width = shape
+    if hasattr(image, "convert"):
+        image = image.convert("L" if channels == 1 else "RGB")
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise InvalidInput(f"image has dtype {array.dtype}; expected a PIL image or an array of uint8 in 0..255")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.shape != (height, width, channels):
+        raise InvalidInput(f"image has shape {array.shape}; expected {(height, width, channels)}: resize it first")
+    return array
+
+
+def read_mask(mask_image: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A black and white picture as float32 (1, height, width): 1 where it is white, to be generated."""
+    _, height, width = shape
+    if hasattr(mask_image, "convert"):
+        mask_image = mask_image.convert("L")
+    array = np.asarray(mask_image)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.shape != (height, width):
+        raise InvalidInput(f"mask_image has shape {array.shape}; expected {(height, width)}")
+    white = 1 if array.dtype == bool else 255
+    if array.dtype not in (bool, np.uint8) or not np.isin(array, (0, white)).all():
+        values = np.unique(array)[:4].tolist()
+        raise InvalidInput(
+            f"mask_image has dtype {array.dtype} and values such as {values}; "
+            "expected only 0 (keep) and 255 (repaint), or booleans"
+        )
+    return (array == white).astype(np.float32)[None]
+
+
+def model_values(image: np.ndarray) -> np.ndarray:
+    """uint8 (height, width, channels) to float32 (channels, height, width) in -1..1; `to_uint8` undoes it exactly."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - np.float32(1))
+
+
+def _pil_of(image: np.ndarray) -> "PIL.Image.Image":
+    try:
+        from PIL import Image
+    except ImportError:
+        raise BackendUnavailable("pictures as PIL images need Pillow: pip install pillow") from None
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

@@ -1,0 +1,225 @@
+"""The public face: `load` an engine or a checkpoint, then `sample` and `inpaint`.
+
+Everything that a caller can get wrong is checked here, before native code sees it. The parameter names of diffusers
+are accepted beside pyflow's own.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import core, native
+from .artefact import sha256
+from .engines import manifest as manifests
+from .engines import onnx
+from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
+from .noise import PICTURE_LIMIT, SEED_LIMIT
+from .pictures import Output, model_values, read_image, read_mask
+from .spec import Spec
+
+STEPS_LIMIT, BATCH_LIMIT = 10_000, 65_536
+
+
+class Known(NamedTuple):
+    """The known picture as the network's values, and the mask: 1 is generated, 0 is kept."""
+
+    image: np.ndarray
+    mask: np.ndarray
+
+
+Callback = Callable[["Flow", int, float, dict[str, Any]], object]
+
+
+def load(source: str | Path, *, threads: int = 0) -> "Flow":
+    """Open an engine folder or a checkpoint folder; every file's hash is checked before the file is used.
+
+    `threads` are the threads of one network call, 0 for one a physical core.
+    """
+    folder = Path(source)
+    if manifests.is_engine(folder):
+        denoiser, manifest = onnx.open_engine(folder, threads)
+        return Flow(denoiser, manifest.spec, onnx.BACKEND, sha256(str(sorted(manifest.files.items())).encode()))
+    if (folder / "spec.json").is_file():
+        return _load_checkpoint(folder, threads)
+    if not folder.exists():
+        raise InvalidArtefact(
+            f"{folder} does not exist; expected an engine or checkpoint folder (`pyflow demo` makes some)"
+        )
+    raise InvalidArtefact(f"{folder} holds neither manifest.json (an engine) nor spec.json (a checkpoint)")
+
+
+def _load_checkpoint(folder: Path, threads: int) -> "Flow":
+    try:
+        import torch
+
+        from . import checkpoint
+        from .engines import eager
+    except ImportError as error:
+        raise BackendUnavailable(
+            f'{folder} is a checkpoint, and running one needs torch ({error}): pip install "pyflow-engine[train]", '
+            "or export it to an engine where torch is"
+        ) from error
+    if threads:
+        torch.set_num_threads(threads)
+    model, spec = checkpoint.load(folder)
+    return Flow(eager.denoiser(model, spec), spec, eager.BACKEND, checkpoint.weights_sha256(folder))
+
+
+class Flow:
+    """A loaded generator. Safe to call from several threads; picture i of a seed is the same in every call."""
+
+    def __init__(self, denoiser: native.Denoiser, spec: Spec, backend: str, identity: str) -> None:
+        self.denoiser = denoiser
+        self.spec = spec
+        self.backend = backend
+        self.identity = identity  # tells the weights and the graph that run
+
+    def __repr__(self) -> str:
+        network = self.spec.network
+        return f"Flow({self.backend}, shape={network.shape}, classes={network.classes}, path={self.spec.path!r})"
+
+    def sample(
+        self,
+        batch: int = 1,
+        *,
+        steps: int | None = None,
+        label: int | Sequence[int] | None = None,
+        guidance: float | None = None,
+        seed: int | None = None,
+        first: int = 0,
+        solver: str | None = None,
+        grid: str | Sequence[float] = "uniform",
+        callback: Callable[[int], object] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        generator: Any = None,
+        output_type: str | None = None,
+        callback_on_step_end: Callback | None = None,
+        known: Known | None = None,
+    ) -> Any:
+        """Make pictures `first`, `first`+1, ... of this seed, `batch` of them.
+
+        steps: network calls (twice as many for heun). label: one class for all, one a picture, or None for no label.
+        guidance: 1 is none; above 1 follows the label more closely. solver: of `core.SOLVERS`. grid: of `core.GRIDS`,
+        or the times themselves, which then tell the steps. callback(row) is called after every row. known: what
+        `inpaint` keeps.
+        """
+        steps = _either("steps", steps, "num_inference_steps", num_inference_steps, 1)
+        guidance = _either("guidance", guidance, "guidance_scale", guidance_scale, 1.0)
+        seed = _either("seed", seed, "generator", _seed_of(generator), 0)
+        batch = _count("batch", batch, 1, BATCH_LIMIT)
+        self._check_guidance(guidance, label)
+        samples = native.sample(
+            self.denoiser,
+            self.plan(steps, solver, grid),
+            batch=batch,
+            seed=_count("seed", seed, 0, SEED_LIMIT - 1),
+            first=_count("first", first, 0, PICTURE_LIMIT - batch),
+            guidance=guidance,
+            label=self._labels(label, batch),
+            null_label=self.spec.network.classes,
+            mask=known.mask if known else None,
+            image=known.image if known else None,
+            on_row=self._on_row(callback, callback_on_step_end),
+        )
+        output = Output(samples.states, samples.row_seconds, samples.denoiser_seconds)
+        return output if output_type is None else output.of_type(output_type)
+
+    def inpaint(self, image: Any, mask_image: Any, *, batch: int = 1, **arguments: Any) -> Any:
+        """Repaint where `mask_image` is white; the pixels where it is black come back unchanged.
+
+        image: a PIL image or uint8 array (height, width[, channels]). mask_image: the same size, black and white only,
+        as a PIL image, a uint8 array of 0 and 255, or a boolean array (True repaints). The rest as in `sample`, with
+        4 steps where none are named.
+        """
+        shape = self.spec.network.shape
+        if len(shape) != 3:
+            raise InvalidInput(f"this network makes points of shape {shape}; inpainting needs one that makes pictures")
+        if arguments.get("num_inference_steps") is None and arguments.get("steps") is None:
+            arguments["steps"] = 4
+        known = Known(model_values(read_image(image, shape)), read_mask(mask_image, shape))
+        return self.sample(batch, **arguments, known=known)
+
+    def plan(self, steps: int = 1, solver: str | None = None, grid: str | Sequence[float] = "uniform") -> core.Plan:
+        """The rows that `sample` would run."""
+        steps = _count("steps", steps, 1, STEPS_LIMIT)
+        name = self.spec.solver if solver is None else solver
+        if name not in core.SOLVERS:
+            raise InvalidInput(f"solver is {name!r}; expected one of {', '.join(core.SOLVERS)}")
+        if isinstance(grid, str):
+            if grid not in core.GRIDS:
+                raise InvalidInput(
+                    f"grid is {grid!r}; expected one of {', '.join(core.GRIDS)}, or rising times from 0 to 1"
+                )
+            grid = core.GRIDS[grid](steps)
+        return core.SOLVERS[name](self.spec.math_path, self.spec.prediction, grid)
+
+    def _labels(self, label: int | Sequence[int] | None, batch: int) -> np.ndarray | None:
+        classes = self.spec.network.classes
+        if not classes:
+            if label is not None:
+                raise InvalidInput(f"label is {label!r}; this network knows no classes, expected None")
+            return None
+        if label is None:
+            if not self.spec.null_label:
+                raise InvalidInput(
+                    f"label is None; this network was only trained with labels, expected 0 to {classes - 1}"
+                )
+            return np.full(batch, classes, np.int64)
+        labels = np.asarray(label)
+        if labels.dtype.kind not in "iu" or labels.shape not in ((), (batch,)):
+            raise InvalidInput(f"label is {label!r}; expected one integer, or {batch} of them, one a picture")
+        if labels.min() < 0 or labels.max() >= classes:
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise InvalidInput(f"label is {wrong}; expected 0 to {classes - 1}, this network has {classes} classes")
+        return np.broadcast_to(labels, (batch,)).astype(np.int64)
+
+    def _check_guidance(self, guidance: float, label: Any) -> None:
+        if not isinstance(guidance, (int, float)) or not np.isfinite(guidance) or not 0 <= guidance <= 100:
+            raise InvalidInput(f"guidance is {guidance!r}; expected a number from 0 to 100, 1 for none")
+        if guidance == 1.0:
+            return
+        if not self.spec.null_label:
+            raise InvalidInput(
+                f"guidance is {guidance}; expected 1: this network never learnt to predict without a label "
+                "(a student has its teacher's guidance in its weights already)"
+            )
+        if label is None:
+            raise InvalidInput(f"guidance is {guidance} and label is None; guidance needs a label to follow")
+
+    def _on_row(
+        self, callback: Callable[[int], object] | None, on_step_end: Callback | None
+    ) -> Callable[[int], object] | None:
+        if callback is not None and on_step_end is not None:
+            raise InvalidInput("both callback and callback_on_step_end are given; expected one")
+        if on_step_end is None:
+            return callback
+        return lambda row: on_step_end(self, row, float(row), {})
+
+
+def _count(name: str, value: Any, low: int, high: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidInput(f"{name} is {value!r}; expected an integer") from None
+    if not low <= number <= high:
+        raise InvalidInput(f"{name} is {number}; expected {low} to {high}")
+    return number
+
+
+def _either(name: str, value: Any, alias: str, other: Any, default: Any) -> Any:
+    if value is not None and other is not None:
+        raise InvalidInput(f"both {name} and {alias} are given; expected one, they mean the same")
+    return next((given for given in (value, other) if given is not None), default)
+
+
+def _seed_of(generator: Any) -> int | None:
+    """The seed of a torch generator; pyflow's noise is its own, so the same seed gives other pictures than torch's."""
+    if generator is None or isinstance(generator, int):
+        return generator
+    if not hasattr(generator, "initial_seed"):
+        raise InvalidInput(f"generator is a {type(generator).__name__}; expected a torch.Generator or a seed")
+    return generator.initial_seed() % SEED_LIMIT

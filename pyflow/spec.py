@@ -1,0 +1,140 @@
+"""What a network is, as frozen dataclasses that go to JSON and come back: the part of a checkpoint that people read."""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any
+
+from .core import PATHS, PREDICTIONS, Path
+from .errors import InvalidArtefact, InvalidInput
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A plain network for points: `shape` is (dimensions,)."""
+
+    shape: tuple[int, ...] = (2,)
+    width: int = 256
+    depth: int = 4
+    classes: int = 0
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        _expect(len(self.shape) == 1, "an MLP's shape", self.shape, "one number, the dimensions of a point")
+        _expect_common(self)
+        _expect(self.depth >= 1, "depth", self.depth, "1 or more")
+
+
+@dataclass(frozen=True)
+class UNet:
+    """A picture network: `shape` is (channels, height, width), `channels` the width at full resolution.
+
+    `multipliers` scale the width at each resolution, halving from one to the next; `attention` names the heights at
+    which blocks attend; `extra` is the number of conditioning channels joined to the input.
+    """
+
+    shape: tuple[int, ...] = (3, 32, 32)
+    channels: int = 32
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (8,)
+    heads: int = 2
+    classes: int = 10
+    times: int = 1
+    extra: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _expect(len(self.shape) == 3, "a UNet's shape", self.shape, "(channels, height, width)")
+        _expect_common(self)
+        smallest = 2 ** (len(self.multipliers) - 1)
+        fits = all(side % smallest == 0 for side in self.shape[1:])
+        _expect(fits, "height and width", self.shape[1:], f"multiples of {smallest} for {len(self.multipliers)} levels")
+        groups_fit = self.channels % 8 == 0 and self.channels % self.heads == 0
+        _expect(groups_fit, "channels", self.channels, f"a multiple of 8 and of heads={self.heads}")
+        _expect(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
+
+
+Network = MLP | UNet
+NETWORKS: dict[str, type[MLP] | type[UNet]] = {"mlp": MLP, "unet": UNet}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that sampling needs to know of a checkpoint, and where it came from.
+
+    `null_label` tells whether the network also learnt to predict without a label, which guidance needs; a student
+    with its guidance baked in did not. `solver` makes the plan when the caller names none.
+    """
+
+    network: Network
+    path: str = "linear"
+    prediction: str = "velocity"
+    solver: str = "euler"
+    null_label: bool = False
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _expect(self.path in PATHS, "path", self.path, f"one of {', '.join(PATHS)}")
+        _expect(self.prediction in PREDICTIONS, "prediction", self.prediction, f"one of {', '.join(PREDICTIONS)}")
+
+    @property
+    def math_path(self) -> Path:
+        return PATHS[self.path]
+
+    def to_json(self) -> dict[str, Any]:
+        kind = next(name for name, network in NETWORKS.items() if isinstance(self.network, network))
+        return {**dataclasses.asdict(self), "network": {"kind": kind, **dataclasses.asdict(self.network)}}
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> "Spec":
+        """A spec from JSON; `where` names the file in the errors."""
+        try:
+            network = dict(data["network"])
+            kind = network.pop("kind")
+            if kind not in NETWORKS:
+                raise InvalidArtefact(f"{where}: network kind is {kind!r}; this pyflow knows {', '.join(NETWORKS)}")
+            return _build(cls, {**data, "network": _build(NETWORKS[kind], network, where)}, where)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InvalidArtefact(
+                f"{where} is not a pyflow spec ({type(error).__name__}: {error}); export it again"
+            ) from error
+
+
+def _build(cls: type, data: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise InvalidArtefact(f"{where}: unknown field {', '.join(unknown)}; a newer pyflow may have written it")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise InvalidArtefact(f"{where}: {name} is {json.dumps(data[name])}; expected {hints[name]}")
+    try:
+        return cls(**values)
+    except InvalidInput as error:
+        raise InvalidArtefact(f"{where}: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint == tuple[int, ...]:
+        return isinstance(value, tuple) and all(type(item) is int for item in value)
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (int, str, bool):
+        return type(value) is hint
+    return isinstance(value, Network if hint == Network else typing.get_origin(hint) or hint)
+
+
+def _expect_common(network: Network) -> None:
+    for name in ("shape", "multipliers"):
+        sizes = getattr(network, name, (1,))
+        _expect(sizes and all(size >= 1 for size in sizes), name, sizes, "positive sizes")
+    _expect(network.classes >= 0, "classes", network.classes, "0 or more")
+    _expect(network.times in (1, 2), "times", network.times, "1 (an instant) or 2 (an average over s..t)")
+
+
+def _expect(holds: Any, name: str, came: Any, expected: str) -> None:
+    if not holds:
+        raise InvalidInput(f"{name} is {came}; expected {expected}")
