@@ -47,8 +47,8 @@ class CallableBound final : public Bound {
 
     void run() override {
         const py::gil_scoped_acquire gil;
-        py::reinterpret_steal<py::object>(PyObject_CallObject(function_.ptr(), arguments_.ptr()));
-        if (PyErr_Occurred()) throw py::error_already_set();
+        const auto result = py::reinterpret_steal<py::object>(PyObject_CallObject(function_.ptr(), arguments_.ptr()));
+        if (!result) throw py::error_already_set();
     }
 
   private:

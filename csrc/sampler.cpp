@@ -14,7 +14,7 @@ namespace pyflow {
 
 namespace {
 
-// Floats on a cache line's border, NaN until written: a value that nobody wrote shows in the picture.
+// Floats on a cache line's border, NaN until written: a value that nobody wrote shows in the picture. Null for none.
 class Floats {
   public:
     explicit Floats(int64_t size) : data_(allocate(size)) {
@@ -27,6 +27,7 @@ class Floats {
         void operator()(float* data) const { std::free(data); }
     };
     static std::unique_ptr<float, Free> allocate(int64_t size) {
+        if (size == 0) return nullptr;
         const size_t bytes = (size * sizeof(float) + 63) / 64 * 64;
         auto* data = static_cast<float*>(std::aligned_alloc(64, bytes));
         if (!data) throw std::bad_alloc();

@@ -29,6 +29,7 @@ Denoiser = _C.Denoiser
 Floats = npt.NDArray[np.float32]
 
 _WORD_LIMIT = 2**32
+_NOT_FINITE = "expected a number that is finite in float32"
 
 
 class Samples(NamedTuple):
@@ -84,10 +85,14 @@ def _finite(name: str, value: Floats | None) -> None:
         raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite values")
 
 
-def _scalar(name: str, value: float) -> float:
+def _finite_in_float32(values: npt.NDArray[np.float64] | np.float64) -> npt.NDArray[np.bool_] | np.bool_:
     with np.errstate(over="ignore"):
-        if not np.isfinite(np.float32(value)):
-            raise InvalidInput(f"{name} is {value}; expected a number that is finite in float32")
+        return np.isfinite(values.astype(np.float32))
+
+
+def _scalar(name: str, value: float) -> float:
+    if not _finite_in_float32(np.float64(value)):
+        raise InvalidInput(f"{name} is {value}; {_NOT_FINITE}")
     return float(value)
 
 
@@ -99,14 +104,13 @@ def _rows(rows: Sequence[Row], masked: bool) -> npt.NDArray[np.float64]:
         raise InvalidInput(f"the plan is {rows!r}; expected a list of rows {Row._fields}") from None
     if table.ndim != 2 or table.shape[0] < 1 or table.shape[1] != len(Row._fields):
         raise InvalidInput(f"the plan has shape {table.shape}; expected rows {Row._fields}, at least one")
-    for k, values in enumerate(table.tolist(), start=1):
-        row = Row(*values)
-        for name, value in zip(Row._fields, row):
-            _scalar(f"{name} of row {k}", value)
-        if not any((row.a, row.b, row.h, row.n)):
-            raise InvalidInput(f"row {k} has a=b=h=n=0; expected at least one term for the new state")
-        if masked and not any((row.ka, row.ks)):
-            raise InvalidInput(f"row {k} has ka=ks=0; a mask needs at least one term for the kept pixels")
+    for k, column in np.argwhere(~_finite_in_float32(table))[:1].tolist():
+        raise InvalidInput(f"{Row._fields[column]} of row {k + 1} is {table[k, column]}; {_NOT_FINITE}")
+    nothing = (table == 0.0)[:, 2:]
+    for k in np.flatnonzero(nothing[:, :4].all(axis=1))[:1].tolist():
+        raise InvalidInput(f"row {k + 1} has a=b=h=n=0; expected at least one term for the new state")
+    for k in np.flatnonzero(nothing[:, 4:].all(axis=1) & masked)[:1].tolist():
+        raise InvalidInput(f"row {k + 1} has ka=ks=0; a mask needs at least one term for the kept pixels")
     return table
 
 
@@ -271,7 +275,8 @@ def sample(
 
 
 def _labels(label: int | Sequence[int] | npt.NDArray[np.int64], batch: int) -> npt.NDArray[np.int64]:
-    labels = np.asarray(label)
-    if labels.dtype.kind not in "iu" or labels.shape not in ((), (batch,)) or (labels < 0).any():
+    given = np.asarray(label)
+    labels = given.astype(np.int64) if given.dtype.kind in "iu" else None
+    if labels is None or labels.shape not in ((), (batch,)) or (labels < 0).any():
         raise InvalidInput(f"label is {label!r}; expected an integer, 0 or more, or {batch} of them")
-    return np.ascontiguousarray(np.broadcast_to(labels.astype(np.int64), batch))
+    return np.ascontiguousarray(np.broadcast_to(labels, batch))

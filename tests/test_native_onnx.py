@@ -29,9 +29,7 @@ def value(name, kind, *shape):
 def serialise(nodes, inputs, outputs, constants=()):
     initializers = [onnx.numpy_helper.from_array(array, name) for name, array in constants]
     graph = helper.make_graph(nodes, "network", inputs, outputs, initializers)
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9
-    ).SerializeToString()
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
 
 
 def full_model(batch="batch"):
@@ -123,30 +121,29 @@ def test_a_model_may_read_x_alone():
     np.testing.assert_array_equal(native.sample(engine, euler, batch=1, noise0=noise0).states, 3 * noise0)
     with pytest.raises(InvalidInput, match="label is 1 and the network reads x"):
         native.sample(engine, euler, batch=1, label=1)
-    with pytest.raises(InvalidInput, match="guidance is 2.0 and this network reads x"):
+    with pytest.raises(InvalidInput, match=r"guidance is 2\.0 and this network reads x"):
         native.sample(engine, euler, batch=1, label=1, guidance=2.0)
 
 
 def test_ctrl_c_ends_a_run_in_which_no_python_runs():
     code = f"""
 import os, signal, threading, time
+import numpy as np
 from pyflow import native
-from pyflow.core import Row
+def interrupt():
+    global sent
+    sent = time.perf_counter()
+    os.kill(os.getpid(), signal.SIGINT)
 engine = native.onnx_denoiser({scaling()!r}, threads=1)
-rows = [Row(0, 1, 1, 0, 0, 0, 1, 0)] * 4_000_000
-threading.Timer(8.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-begin = None
-def started(signum, frame):
-    raise KeyboardInterrupt
-begin = time.perf_counter()
+threading.Timer(0.5, interrupt).start()
 try:
-    native.sample(engine, rows, batch=1)
+    native.sample(engine, np.tile([0, 1, 1, 0, 0, 0, 1, 0], (5_000_000, 1)), batch=1)
 except KeyboardInterrupt:
-    print(time.perf_counter() - begin)
+    print(time.perf_counter() - sent)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert run.stdout, "the run ended before Ctrl-C"
+    assert float(run.stdout or "inf") < 1, "the run went on after Ctrl-C"
 
 
 # ---- refusals
@@ -202,12 +199,12 @@ def test_what_is_no_model_at_all_is_refused():
 def test_a_fixed_batch_is_told():
     engine = native.onnx_denoiser(full_model(batch=2), threads=1)
     assert np.isfinite(native.sample(engine, PLAN, batch=2, label=0).states).all()
-    with pytest.raises(InvalidInput, match="exported for a batch of 2 and is asked for 4 .guidance doubles"):
+    with pytest.raises(InvalidInput, match=r"exported for a batch of 2 and is asked for 4 \(guidance doubles"):
         native.sample(engine, PLAN, batch=2, label=0, guidance=2.0)
 
 
 def test_a_failure_in_the_run_carries_onnx_runtimes_message(engine):
-    with pytest.raises(RuntimeError, match="ONNX Runtime failed: .*out of data bounds"):
+    with pytest.raises(RuntimeError, match=r"ONNX Runtime failed: .*out of data bounds"):
         native.sample(engine, PLAN, batch=1, label=CLASSES)
 
 
@@ -219,7 +216,7 @@ def test_a_missing_library_names_the_extra(monkeypatch):
 
 
 def test_a_library_that_does_not_open_or_is_another_is_told():
-    with pytest.raises(BackendUnavailable, match="could not be opened: .*nowhere.so"):
+    with pytest.raises(BackendUnavailable, match=r"could not be opened: .*nowhere\.so"):
         native._C.OnnxDenoiser("nowhere.so", scaling(), 1)
     with pytest.raises(BackendUnavailable, match="does not export OrtGetApiBase"):
         native._C.OnnxDenoiser(native._C.__file__, scaling(), 1)
