@@ -68,8 +68,10 @@ double seconds_between(std::chrono::steady_clock::time_point from, std::chrono::
 Clock sample(const Denoiser& denoiser, const Request& request, float* states) {
     int64_t size = 1;
     for (int64_t extent : denoiser.shape()) size *= extent;
+    // Guided, the call's batch is every picture twice: labelled first, then with the null label, in the same state.
     const bool guided = request.guidance != 1.0;
     const int64_t batch = guided ? 2 * request.batch : request.batch, total = request.batch * size;
+    // The start is drawn straight into the state, unless the kept pixels will ask for it again.
     const bool keeps_start = request.mask && !request.noise0;
     const auto workspace = std::make_shared<Workspace>(request, batch, size, any(request.rows, &Row::h),
                                                        any(request.rows, &Row::n), keeps_start);
