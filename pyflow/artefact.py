@@ -5,13 +5,14 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidArtefact
+from .errors import InvalidArtefact, InvalidInput
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
@@ -20,9 +21,12 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def publish(folder: Path) -> Iterator[Path]:
     """Give a new empty folder to write in; on success it takes the place of `folder` in one durable rename.
 
-    An error inside leaves `folder` as it was. Whatever stood there before is deleted only after the swap.
+    An error inside leaves `folder` as it was. Whatever stood there before is deleted only after the swap, and only if
+    the new folder has a file for each of its own: a home directory named by mistake is not replaced.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))
+    if folder.exists() and not folder.is_dir():
+        raise InvalidInput(f"{folder} is a file; expected a folder, or a name that is free")
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     fresh.mkdir()
@@ -32,6 +36,7 @@ def publish(folder: Path) -> Iterator[Path]:
             _flush(path)
         _flush(fresh)
         if folder.exists():
+            _refuse_strangers(fresh, folder)
             _exchange(fresh, folder)
         else:
             os.rename(fresh, folder)
@@ -75,14 +80,17 @@ def read_verified(folder: Path, name: str, expected: str) -> bytes:
     path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
         raise InvalidArtefact(f"{folder}: names the file {name!r}; expected a plain name inside the folder")
-    if path.is_symlink():
-        raise InvalidArtefact(f"{path} is a link; expected a regular file inside the folder")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidArtefact(
-            f"{path} can't be read ({error.strerror}); the folder is incomplete, make it again"
-        ) from error
+        # Opening a link fails, opening a pipe does not wait for its other end.
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InvalidArtefact(f"{path} is not a regular file; expected one inside the folder")
+            content = file.read()
+    except (OSError, ValueError) as error:
+        if isinstance(error, InvalidArtefact):
+            raise
+        why = "it is a link" if path.is_symlink() else error
+        raise InvalidArtefact(f"{path} can't be read ({why}); the folder is incomplete, make it again") from error
     found = sha256(content)
     if found != expected:
         raise InvalidArtefact(
@@ -100,6 +108,15 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _refuse_strangers(fresh: Path, folder: Path) -> None:
+    strangers = sorted({path.name for path in folder.iterdir()} - {path.name for path in fresh.iterdir()})
+    if strangers:
+        raise InvalidInput(
+            f"{folder} holds {', '.join(strangers[:3])}{', …' * (len(strangers) > 3)}, which would be deleted; "
+            "name another folder, or remove this one"
+        )
+
+
 def _exchange(fresh: Path, folder: Path) -> None:
     """Swap two folders in one step; Python has no name for this system call."""
     renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
@@ -108,5 +125,9 @@ def _exchange(fresh: Path, folder: Path) -> None:
     # Some file systems (NFS, some overlays) can't swap: for a moment the name is then absent.
     old = fresh.with_suffix(".old")
     os.rename(folder, old)
-    os.rename(fresh, folder)
+    try:
+        os.rename(fresh, folder)
+    except OSError:
+        os.rename(old, folder)
+        raise
     shutil.rmtree(old)

@@ -38,7 +38,7 @@ def train_teacher(name: str, data: str, folder: Path, **changes: Any) -> bool:
 
 
 def make_pairs(source: Path, folder: Path, *, count: int, steps: int, solver: str, guidance: float, seed: int) -> int:
-    """Have an engine or checkpoint make the pictures of `count` pairs; the number of shards made, 0 when all are there."""
+    """Have an engine or checkpoint make `count` pairs; the number of shards made, 0 when all are there."""
     flow = load(source)
     network = flow.spec.network
     spec = PairsSpec(flow.identity, network.shape, network.classes, count, seed, solver, steps, guidance)

@@ -114,10 +114,10 @@ def certify(content: bytes, model: nn.Module, spec: Spec) -> Certificate:
         error = float(np.abs(came - expected).max() / np.abs(expected).max()) / max(1.0, guidance)
         pixels, flips = _pixel_difference(came, expected)
         if not error <= BOUND or pixels > 1 or flips > OFF_BY_ONE_BOUND:
+            case = f"batch {batch}, {steps} steps, guidance {guidance}, seed {seed}"
             raise ParityError(
-                f"batch {batch}, {steps} steps, guidance {guidance}, seed {seed}: relative error {error:.2e} and "
-                f"{flips:.2%} of uint8 values off by up to {pixels}; allowed: {BOUND:.0e} and {OFF_BY_ONE_BOUND:.1%} off by "
-                "1. The engine was not published; a layer may have been exported wrongly"
+                f"{case}: relative error {error:.2e}, {flips:.2%} of uint8 values off by up to {pixels}; allowed: "
+                f"{BOUND:.0e}, {OFF_BY_ONE_BOUND:.1%} off by 1. Nothing was published; a layer may be exported wrongly"
             )
         worst, off_by_one = max(worst, error), max(off_by_one, flips)
     return Certificate(BOUND, worst, off_by_one, BATCHES, STEPS, guidances, len(cases))

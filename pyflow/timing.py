@@ -5,10 +5,13 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -26,20 +29,26 @@ class Timing:
         return sorted(self.seconds)[min(len(self.seconds) - 1, int(0.99 * len(self.seconds)))]
 
 
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
+
+
 def interleave(
-    variants: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2, budget: float = 60.0
-) -> dict[str, Timing]:
+    variants: Mapping[Key, Callable[[], object]], *, rounds: int = 15, warmup: int = 2, budget: float = 60.0
+) -> dict[Key, Timing]:
     """Time every variant `rounds` times in turn, after warm-up rounds; at least three rounds, even over the budget."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for call in list(variants.values()) * warmup:
+        call()
+    seconds: dict[Key, list[float]] = {name: [] for name in variants}
     started = time.perf_counter()
-    for round_ in range(warmup + rounds):
-        if round_ >= warmup + 3 and time.perf_counter() - started > budget:
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - started > budget:
             break
         for name, call in variants.items():
-            before = time.perf_counter()
-            call()
-            if round_ >= warmup:
-                seconds[name].append(time.perf_counter() - before)
+            seconds[name].append(timed(call))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 

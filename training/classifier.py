@@ -1,15 +1,19 @@
 """A small classifier of a data set: the feature extractor of this project's distances, and the judge of labels."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from pyflow import checkpoint
+
 from .data import Dataset
 
 FEATURES = 48
+RECORD, WEIGHTS = "classifier.json", "weights.safetensors"
 
 
 class Classifier(nn.Module):
@@ -33,7 +37,7 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
-def train_classifier(data: Dataset, steps: int = 400, batch: int = 128, seed: int = 0) -> Classifier:
+def train_classifier(data: Dataset, steps: int = 250, batch: int = 128, seed: int = 0) -> Classifier:
     """Train on pictures shifted by up to a pixel, with label smoothing; the loss ends near its floor in seconds."""
     torch.manual_seed(seed)
     net = Classifier(data.shape, data.classes).to(memory_format=torch.channels_last)
@@ -60,3 +64,17 @@ def features_and_labels(net: Classifier, images: Tensor) -> tuple[Tensor, Tensor
     """The features (N, FEATURES) and the label read from each picture."""
     features = torch.cat([net.features(part) for part in images.split(512)])
     return features, net.head(features).argmax(1)
+
+
+def judge(folder: Path, data: Dataset, held_out: Dataset) -> tuple[Classifier, float]:
+    """The classifier in `folder`, trained first if there is none, and its accuracy on held-out pictures."""
+    if (folder / RECORD).exists():
+        net = Classifier(data.shape, data.classes)
+        net.load_state_dict(checkpoint.load_arrays(folder, RECORD, WEIGHTS))
+        net.eval()
+    else:
+        net = train_classifier(data)
+        record = {"format": checkpoint.FORMAT, "data": data.name}
+        checkpoint.save_arrays(folder, RECORD, record, {WEIGHTS: net.state_dict()})
+    read = features_and_labels(net, held_out.images)[1]
+    return net, float((read == held_out.labels).float().mean())

@@ -1,0 +1,57 @@
+# make demo, make test, make bench, make lint, make typecheck: each sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*)
+
+.PHONY: demo test bench lint typecheck wheel examples format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/native
+	$(BIN)/pyflow demo
+
+test: $(VENV)/native
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(VENV)/native
+	$(BIN)/python -m pytest benchmarks -q -s --benchmark-enable --benchmark-columns=median,iqr,rounds
+
+examples: $(VENV)/native
+	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+
+lint: $(VENV)/packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.hpp csrc/*.inl
+
+format: $(VENV)/packages
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.cpp csrc/*.hpp csrc/*.inl
+
+# mypy does not follow the package map of setup.py, so it reads the packages where they are installed.
+typecheck: $(VENV)/packages
+	rm -rf build/types && mkdir -p build/types
+	cp -r pyflow build/types/pyflow && cp -r kernels build/types/pyflow/kernels && cp -r training build/types/pyflow/training
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p pyflow
+
+# The wheel as a user gets it: built from the sdist, run outside the tree in an environment with nothing but its needs.
+wheel: $(VENV)/native
+	tools/test_wheel.sh $(BIN)/python
+
+$(VENV)/packages: pyproject.toml constraints.txt tools/install_torch.sh
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pyflow needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) -V): make PYTHON=python3.12 ..."; exit 1; }
+	@command -v c++ >/dev/null || { echo "pyflow needs a C++17 compiler and found no c++: install g++"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	tools/install_torch.sh $(VENV)
+	$(BIN)/pip install -q -c constraints.txt setuptools pybind11 cmake ninja
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[demo,triton,test,dev]'
+	touch $@
+
+$(VENV)/native: $(VENV)/packages $(NATIVE)
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pyflow/_C.*.so

@@ -1,0 +1,221 @@
+"""The command line: `pyflow demo|train|pairs|distill|export|sample|bench|info`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from . import __version__, core, native
+from .errors import PyflowError
+from .sampler import load
+from .training.recipes import STUDENTS, TEACHERS, Recipe
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from . import commands
+
+    made = commands.train_teacher(arguments.recipe, arguments.data, arguments.out, **_changes(arguments))
+    print(f"{'trained' if made else 'was finished already'}: {arguments.out}")
+
+
+def _pairs(arguments: argparse.Namespace) -> None:
+    from . import commands
+
+    made = commands.make_pairs(
+        arguments.source,
+        arguments.out,
+        count=arguments.count,
+        steps=arguments.steps,
+        solver=arguments.solver,
+        guidance=arguments.guidance,
+        seed=arguments.seed,
+    )
+    print(f"{made} shards made, the others were there: {arguments.out}")
+
+
+def _distill(arguments: argparse.Namespace) -> None:
+    from . import commands
+
+    made = commands.distil(arguments.recipe, arguments.teacher, arguments.pairs, arguments.out, **_changes(arguments))
+    print(f"{'distilled' if made else 'was finished already'}: {arguments.out}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from . import commands
+
+    made = commands.export_engine(arguments.source, arguments.out, arguments.to)
+    certificate = commands.describe(arguments.out)["certificate"]
+    print(
+        f"{'exported' if made else 'was exported already'}: {arguments.out}, relative error {certificate['worst']:.1e} "
+        f"over {certificate['cases']} cases (bound {certificate['bound']:.0e})"
+    )
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    flow = load(arguments.source, threads=arguments.threads)
+    plan = flow.plan(arguments.steps, arguments.solver, arguments.grid)
+    with tqdm(total=len(plan), desc="rows", unit="row", disable=len(plan) < 10) as bar:
+        output = flow.sample(
+            arguments.count,
+            steps=arguments.steps,
+            label=arguments.label,
+            guidance=arguments.guidance,
+            seed=arguments.seed,
+            first=arguments.first,
+            solver=arguments.solver,
+            grid=arguments.grid,
+            callback=lambda row: bar.update(),
+        )
+    if output.states.ndim == 4:
+        output.grid(scale=arguments.scale).save(arguments.out)
+        print(f"{len(output.states)} pictures in {output.row_seconds.sum() * 1e3:.1f} ms: {arguments.out}")
+    else:
+        import numpy as np
+
+        np.save(arguments.out, output.states, allow_pickle=False)
+        print(f"{len(output.states)} points in {output.row_seconds.sum() * 1e3:.1f} ms: {arguments.out}")
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from .commands import latency
+    from .timing import machine
+
+    flow = load(arguments.source, threads=arguments.threads)
+    timings = latency(flow, tuple(arguments.steps), tuple(arguments.batch), arguments.guidance)
+    print(f"{'steps':>6} {'batch':>6} {'median ms':>10} {'p99 ms':>9} {'ms/image':>9}")
+    for (steps, batch), timing in timings.items():
+        ms = 1e3 * timing.median
+        print(f"{steps:6d} {batch:6d} {ms:10.2f} {1e3 * timing.p99:9.2f} {ms / batch:9.2f}")
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    if arguments.source is None:
+        from .timing import machine
+
+        facts: dict[str, Any] = {**machine(), "isa": native.isa(), "isas": native.supported_isas()}
+    else:
+        from .engines import manifest as manifests
+
+        if manifests.is_engine(arguments.source):
+            facts = manifests.read(arguments.source).to_json()
+        else:
+            from . import commands
+
+            facts = commands.describe(arguments.source)
+    print(json.dumps(facts, indent=2))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from . import demo
+
+    demo.run(arguments.out, arguments.report)
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's fields that were named on the command line."""
+    return {name: value for name in _RECIPE_FIELDS if (value := getattr(arguments, name)) is not None}
+
+
+_RECIPE_FIELDS = {field.name: field.type for field in fields(Recipe) if field.type in (int, float)}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyflow", description="Image generators in 1, 2 or 4 network calls.")
+    parser.add_argument("--version", action="version", version=f"pyflow {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        made.set_defaults(run=run)
+        return made
+
+    def recipe_fields(made: argparse.ArgumentParser) -> None:
+        group = made.add_argument_group("fields of the recipe")
+        for name, kind in _RECIPE_FIELDS.items():
+            group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), default=None)
+
+    demo = command("demo", _demo, "train a teacher, distil a student, export both, compare them in a report")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run's folder")
+    demo.add_argument("--report", type=Path, default=Path("report"), help="the report's folder")
+
+    train = command("train", _train, "train a teacher")
+    train.add_argument("recipe", help=f"one of {', '.join(TEACHERS)}")
+    train.add_argument("--data", default="digits", help="digits or checkerboard")
+    train.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
+    recipe_fields(train)
+
+    pairs = command("pairs", _pairs, "have a teacher make (noise, label, picture) pairs")
+    pairs.add_argument("source", type=Path, help="the teacher's engine or checkpoint")
+    pairs.add_argument("--out", type=Path, required=True, help="the pairs' folder")
+    pairs.add_argument("--count", type=int, default=4096, help="pairs to make")
+    pairs.add_argument("--steps", type=int, default=16, help="steps a pair")
+    pairs.add_argument("--solver", default="ab2", help=f"one of {', '.join(core.SOLVERS)}")
+    pairs.add_argument("--guidance", type=float, default=1.0, help="guidance that goes into the student's weights")
+    pairs.add_argument("--seed", type=int, default=2**31, help="seed of the noise")
+
+    distill = command("distill", _distill, "train a student on a teacher's pairs")
+    distill.add_argument("recipe", help=f"one of {', '.join(STUDENTS)}")
+    distill.add_argument("--teacher", type=Path, required=True, help="the teacher's checkpoint")
+    distill.add_argument("--pairs", type=Path, required=True, help="the pairs' folder")
+    distill.add_argument("--out", type=Path, required=True, help="the student's folder")
+    recipe_fields(distill)
+
+    export = command("export", _export, "export a checkpoint as an engine, with its parity certificate")
+    export.add_argument("source", type=Path, help="the checkpoint")
+    export.add_argument("--to", default="onnx", help="the backend")
+    export.add_argument("--out", type=Path, required=True, help="the engine's folder, NAME.engine")
+
+    sample = command("sample", _sample, "make pictures")
+    _add_source(sample)
+    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture, or .npy for points")
+    sample.add_argument("--count", type=int, default=16, help="how many")
+    sample.add_argument("--steps", type=int, default=1, help="network calls (heun makes two a step)")
+    sample.add_argument("--label", type=int, default=None, help="the class; none asks for no label")
+    sample.add_argument("--guidance", type=float, default=1.0, help="1 is none")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    sample.add_argument("--first", type=int, default=0, help="number of the first picture of this seed")
+    sample.add_argument(
+        "--solver", default=None, help=f"one of {', '.join(core.SOLVERS)}; the checkpoint's own if none"
+    )
+    sample.add_argument("--grid", default="uniform", help=f"one of {', '.join(core.GRIDS)}")
+    sample.add_argument("--scale", type=int, default=4, help="screen pixels a pixel")
+
+    bench = command("bench", _bench, "time an engine: medians of interleaved rounds")
+    _add_source(bench)
+    bench.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 200], help="step counts")
+    bench.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="batch sizes")
+    bench.add_argument("--guidance", type=float, default=1.0, help="1 is none")
+
+    info = command("info", _info, "what an engine or a checkpoint says of itself; without one, this machine")
+    info.add_argument("source", type=Path, nargs="?", default=None, help="an engine or checkpoint")
+    return parser
+
+
+def _add_source(made: argparse.ArgumentParser) -> None:
+    made.add_argument("source", type=Path, help="an engine or checkpoint")
+    made.add_argument("--threads", type=int, default=0, help="threads of one network call, 0 for one a physical core")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(words)
+    try:
+        arguments.run(arguments)
+    except PyflowError as error:
+        print(f"pyflow: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pyflow: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
