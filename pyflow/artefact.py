@@ -81,16 +81,9 @@ def read_verified(folder: Path, name: str, expected: str) -> bytes:
     if Path(name).name != name or name in ("", ".", ".."):
         raise InvalidArtefact(f"{folder}: names the file {name!r}; expected a plain name inside the folder")
     try:
-        # Opening a link fails, opening a pipe does not wait for its other end.
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InvalidArtefact(f"{path} is not a regular file; expected one inside the folder")
-            content = file.read()
+        content = _read_regular(path)
     except (OSError, ValueError) as error:
-        if isinstance(error, InvalidArtefact):
-            raise
-        why = "it is a link" if path.is_symlink() else error
-        raise InvalidArtefact(f"{path} can't be read ({why}); the folder is incomplete, make it again") from error
+        raise InvalidArtefact(f"{path} can't be read ({error}); the folder is incomplete, make it again") from error
     found = sha256(content)
     if found != expected:
         raise InvalidArtefact(
@@ -98,6 +91,14 @@ def read_verified(folder: Path, name: str, expected: str) -> bytes:
             "the file is damaged or was swapped, make it again"
         )
     return content
+
+
+def _read_regular(path: Path) -> bytes:
+    """The bytes of a plain file: a link is not followed, a pipe is not waited for."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is not a regular file")
+        return file.read()
 
 
 def _flush(path: Path) -> None:

@@ -1,15 +1,16 @@
 """What the commands do, as functions: the command line, the demo and the tests call these and nothing beside them."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from . import checkpoint, export
 from .core import LINEAR
 from .engines import manifest as manifests
-from .errors import InvalidInput
+from .errors import InvalidArtefact, InvalidInput
 from .sampler import Flow, load
 from .spec import Spec
 from .timing import Timing, interleave
@@ -72,7 +73,7 @@ def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) 
             f"the teacher {teacher} has {network.shape} and {network.classes}"
         )
     setting = recipe(name, teacher_spec.provenance.get("data", "digits"), **changes)
-    origin = {"teacher": checkpoint.weights_sha256(teacher), "guidance_in_pairs": made.guidance, "pairs": made.count}
+    origin = {"teacher": checkpoint.weights_sha256(teacher), "pairs": asdict(made) | {"shape": list(made.shape)}}
     spec = replace(teacher_spec, null_label=False, provenance={**provenance(setting), **origin})
     return train(setting, spec, paired(tensors), folder, start=model)
 
@@ -80,13 +81,21 @@ def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) 
 def export_engine(source: Path, folder: Path, backend: str) -> bool:
     """Export a checkpoint; False when `folder` already is the engine of these weights."""
     _expect_one_of("--to", backend, export.EXPORTERS)
-    if manifests.is_engine(folder):
-        manifest = manifests.read(folder)
-        if manifest.weights_sha256 == checkpoint.weights_sha256(source) and manifest.backend == backend:
-            manifests.payload(folder, manifest)
-            return False
+    if manifests.is_engine(folder) and _is_engine_of(source, folder, backend):
+        return False
     export.EXPORTERS[backend](source, folder)
     return True
+
+
+def _is_engine_of(source: Path, folder: Path, backend: str) -> bool:
+    """Whether the engine was made of these weights; a damaged one counts as none, so that an export mends it."""
+    try:
+        manifest = manifests.read(folder)
+        manifests.payload(folder, manifest)
+    except InvalidArtefact as error:
+        tqdm.write(f"exported again: {error}")
+        return False
+    return manifest.weights_sha256 == checkpoint.weights_sha256(source) and manifest.backend == backend
 
 
 def latency(

@@ -17,9 +17,9 @@ from .engines import manifest as manifests
 from .engines.eager import denoise_function
 from .engines.manifest import Certificate, Manifest
 from .engines.onnx import BACKEND, MODEL
-from .errors import BackendUnavailable, PyflowError
+from .errors import BackendUnavailable, InvalidInput, PyflowError
 from .noise import normal
-from .spec import Spec
+from .spec import Spec, UNet
 from .timing import versions
 
 BOUND = 1e-5
@@ -34,6 +34,8 @@ class ParityError(PyflowError, ArithmeticError):
 def export_onnx(source: Path, folder: Path) -> Manifest:
     """Export the checkpoint `source` as the ONNX engine `folder`, with a dynamic batch and a parity certificate."""
     model, spec = checkpoint.load(source)
+    if isinstance(spec.network, UNet) and spec.network.extra:
+        raise InvalidInput(f"{source} takes extra={spec.network.extra} channels; only networks without can be exported")
     content, inputs = trace(model, spec)
     certificate = certify(content, model, spec)
     manifest = Manifest(
@@ -140,8 +142,8 @@ def _labels(spec: Spec, batch: int, guidance: float, shift: int) -> Tensor:
 
 
 def _pixel_difference(came: np.ndarray, expected: np.ndarray) -> tuple[int, float]:
-    """The largest difference as uint8 pictures and the share of values that differ; none for points."""
-    if came.ndim != 4:
+    """The largest difference as uint8 pictures and the share of values that differ; none for points or NaN."""
+    if came.ndim != 4 or not np.isfinite(came).all():
         return 0, 0.0
     difference = np.abs(native.to_uint8(came).astype(int) - native.to_uint8(expected).astype(int))
     return int(difference.max()), float((difference > 0).mean())

@@ -33,4 +33,7 @@ def _root(covariance: np.ndarray) -> np.ndarray:
 
 def label_accuracy(read: np.ndarray, asked: np.ndarray) -> float:
     """The share of pictures that the classifier reads as the label that was asked for."""
-    return float((np.asarray(read) == np.asarray(asked)).mean())
+    read, asked = np.asarray(read), np.asarray(asked)
+    if read.shape != asked.shape or read.ndim != 1 or not len(read):
+        raise InvalidInput(f"read has shape {read.shape}, asked {asked.shape}; expected one label a picture in both")
+    return float((read == asked).mean())

@@ -6,6 +6,7 @@ are accepted beside pyflow's own.
 
 import operator
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ from .engines import manifest as manifests
 from .engines import onnx
 from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
 from .noise import PICTURE_LIMIT, SEED_LIMIT
-from .pictures import Output, model_values, read_image, read_mask
+from .pictures import OUTPUT_TYPES, Output, model_values, read_image, read_mask
 from .spec import Spec
 
-STEPS_LIMIT, BATCH_LIMIT = 10_000, 65_536
+STEPS_LIMIT, BATCH_LIMIT, THREADS_LIMIT = 10_000, 65_536, 1024
 
 
 class Known(NamedTuple):
@@ -39,6 +40,7 @@ def load(source: str | Path, *, threads: int = 0) -> "Flow":
     `threads` are the threads of one network call, 0 for one a physical core.
     """
     folder = Path(source)
+    threads = _count("threads", threads, 0, THREADS_LIMIT)
     if manifests.is_engine(folder):
         denoiser, manifest = onnx.open_engine(folder, threads)
         return Flow(denoiser, manifest.spec, onnx.BACKEND, sha256(str(sorted(manifest.files.items())).encode()))
@@ -107,14 +109,16 @@ class Flow:
         or the times themselves, which then tell the steps. callback(row) is called after every row. known: what
         `inpaint` keeps.
         """
-        steps = _either("steps", steps, "num_inference_steps", num_inference_steps, 1)
+        steps = _either("steps", steps, "num_inference_steps", num_inference_steps, None)
         guidance = _either("guidance", guidance, "guidance_scale", guidance_scale, 1.0)
         seed = _either("seed", seed, "generator", _seed_of(generator), 0)
         batch = _count("batch", batch, 1, BATCH_LIMIT)
         self._check_guidance(guidance, label)
+        self._check_output_type(output_type)
+        plan = self.plan(steps, solver, grid)
         samples = native.sample(
             self.denoiser,
-            self.plan(steps, solver, grid),
+            plan,
             batch=batch,
             seed=_count("seed", seed, 0, SEED_LIMIT - 1),
             first=_count("first", first, 0, PICTURE_LIMIT - batch),
@@ -123,7 +127,7 @@ class Flow:
             null_label=self.spec.network.classes,
             mask=known.mask if known else None,
             image=known.image if known else None,
-            on_row=self._on_row(callback, callback_on_step_end),
+            on_row=self._on_row(plan, callback, callback_on_step_end),
         )
         output = Output(samples.states, samples.row_seconds, samples.denoiser_seconds)
         return output if output_type is None else output.of_type(output_type)
@@ -138,14 +142,18 @@ class Flow:
         shape = self.spec.network.shape
         if len(shape) != 3:
             raise InvalidInput(f"this network makes points of shape {shape}; inpainting needs one that makes pictures")
-        if arguments.get("num_inference_steps") is None and arguments.get("steps") is None:
+        given = arguments.get("num_inference_steps"), arguments.get("steps")
+        if given == (None, None) and isinstance(arguments.get("grid", "uniform"), str):
             arguments["steps"] = 4
         known = Known(model_values(read_image(image, shape)), read_mask(mask_image, shape))
         return self.sample(batch, **arguments, known=known)
 
-    def plan(self, steps: int = 1, solver: str | None = None, grid: str | Sequence[float] = "uniform") -> core.Plan:
+    def plan(
+        self, steps: int | None = None, solver: str | None = None, grid: str | Sequence[float] = "uniform"
+    ) -> core.Plan:
         """The rows that `sample` would run."""
-        steps = _count("steps", steps, 1, STEPS_LIMIT)
+        if steps is not None:
+            steps = _count("steps", steps, 1, STEPS_LIMIT)
         name = self.spec.solver if solver is None else solver
         if name not in core.SOLVERS:
             raise InvalidInput(f"solver is {name!r}; expected one of {', '.join(core.SOLVERS)}")
@@ -154,8 +162,10 @@ class Flow:
                 raise InvalidInput(
                     f"grid is {grid!r}; expected one of {', '.join(core.GRIDS)}, or rising times from 0 to 1"
                 )
-            grid = core.GRIDS[grid](steps)
-        return core.SOLVERS[name](self.spec.math_path, self.spec.prediction, grid)
+            times: Sequence[float] = core.GRIDS[grid](steps or 1)
+        else:
+            times = _times(grid, steps)
+        return core.SOLVERS[name](self.spec.math_path, self.spec.prediction, times)
 
     def _labels(self, label: int | Sequence[int] | None, batch: int) -> np.ndarray | None:
         classes = self.spec.network.classes
@@ -169,7 +179,10 @@ class Flow:
                     f"label is None; this network was only trained with labels, expected 0 to {classes - 1}"
                 )
             return np.full(batch, classes, np.int64)
-        labels = np.asarray(label)
+        try:
+            labels = np.asarray(label)
+        except ValueError:  # a list of lists of several lengths
+            labels = np.empty(0)
         if labels.dtype.kind not in "iu" or labels.shape not in ((), (batch,)):
             raise InvalidInput(f"label is {label!r}; expected one integer, or {batch} of them, one a picture")
         if labels.min() < 0 or labels.max() >= classes:
@@ -178,7 +191,7 @@ class Flow:
         return np.broadcast_to(labels, (batch,)).astype(np.int64)
 
     def _check_guidance(self, guidance: float, label: Any) -> None:
-        if not isinstance(guidance, (int, float)) or not np.isfinite(guidance) or not 0 <= guidance <= 100:
+        if not isinstance(guidance, Real) or not np.isfinite(guidance) or not 0 <= guidance <= 100:
             raise InvalidInput(f"guidance is {guidance!r}; expected a number from 0 to 100, 1 for none")
         if guidance == 1.0:
             return
@@ -190,14 +203,25 @@ class Flow:
         if label is None:
             raise InvalidInput(f"guidance is {guidance} and label is None; guidance needs a label to follow")
 
+    def _check_output_type(self, output_type: str | None) -> None:
+        if output_type is None:
+            return
+        if output_type not in OUTPUT_TYPES:
+            raise InvalidInput(f"output_type is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}")
+        if len(self.spec.network.shape) != 3:
+            raise InvalidInput(f"output_type is {output_type!r}; this network makes points, expected None")
+
     def _on_row(
-        self, callback: Callable[[int], object] | None, on_step_end: Callback | None
+        self, plan: core.Plan, callback: Callable[[int], object] | None, on_step_end: Callback | None
     ) -> Callable[[int], object] | None:
         if callback is not None and on_step_end is not None:
             raise InvalidInput("both callback and callback_on_step_end are given; expected one")
+        for name, given in (("callback", callback), ("callback_on_step_end", on_step_end)):
+            if given is not None and not callable(given):
+                raise InvalidInput(f"{name} is a {type(given).__name__}; expected something to call")
         if on_step_end is None:
             return callback
-        return lambda row: on_step_end(self, row, float(row), {})
+        return lambda row: on_step_end(self, row, plan[row].s, {})
 
 
 def _count(name: str, value: Any, low: int, high: int) -> int:
@@ -208,6 +232,18 @@ def _count(name: str, value: Any, low: int, high: int) -> int:
     if not low <= number <= high:
         raise InvalidInput(f"{name} is {number}; expected {low} to {high}")
     return number
+
+
+def _times(grid: Sequence[float], steps: int | None) -> list[float]:
+    """A grid's own times, which tell the steps."""
+    try:
+        times = [float(time) for time in grid]
+    except (TypeError, ValueError):
+        raise InvalidInput(f"grid is {grid!r}; expected {', '.join(core.GRIDS)}, or rising times from 0 to 1") from None
+    if len(times) > STEPS_LIMIT + 1 or (steps is not None and steps != len(times) - 1):
+        expected = f"{STEPS_LIMIT} at most" if steps is None else f"steps={steps}, or none"
+        raise InvalidInput(f"grid has {len(times)} times, so {len(times) - 1} steps; expected {expected}")
+    return times
 
 
 def _either(name: str, value: Any, alias: str, other: Any, default: Any) -> Any:

@@ -6,7 +6,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any
 
-from .core import PATHS, PREDICTIONS, Path
+from .core import PATHS, PREDICTIONS, SOLVERS, Path
 from .errors import InvalidArtefact, InvalidInput
 
 
@@ -23,6 +23,7 @@ class MLP:
     def __post_init__(self) -> None:
         _expect(len(self.shape) == 1, "an MLP's shape", self.shape, "one number, the dimensions of a point")
         _expect_common(self)
+        _expect(self.width >= 1, "width", self.width, "1 or more")
         _expect(self.depth >= 1, "depth", self.depth, "1 or more")
 
 
@@ -51,7 +52,12 @@ class UNet:
         smallest = 2 ** (len(self.multipliers) - 1)
         fits = all(side % smallest == 0 for side in self.shape[1:])
         _expect(fits, "height and width", self.shape[1:], f"multiples of {smallest} for {len(self.multipliers)} levels")
-        groups_fit = self.channels % 8 == 0 and self.channels % self.heads == 0
+        heights = [self.shape[1] // 2**level for level in range(len(self.multipliers))]
+        _expect(set(self.attention) <= set(heights), "attention", self.attention, f"heights out of {heights}")
+        _expect(self.blocks >= 1, "blocks", self.blocks, "1 or more")
+        _expect(self.heads >= 1, "heads", self.heads, "1 or more")
+        _expect(self.extra >= 0, "extra", self.extra, "0 or more")
+        groups_fit = self.channels >= 8 and self.channels % 8 == 0 and self.channels % self.heads == 0
         _expect(groups_fit, "channels", self.channels, f"a multiple of 8 and of heads={self.heads}")
         _expect(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
@@ -78,6 +84,9 @@ class Spec:
     def __post_init__(self) -> None:
         _expect(self.path in PATHS, "path", self.path, f"one of {', '.join(PATHS)}")
         _expect(self.prediction in PREDICTIONS, "prediction", self.prediction, f"one of {', '.join(PREDICTIONS)}")
+        _expect(self.solver in SOLVERS, "solver", self.solver, f"one of {', '.join(SOLVERS)}")
+        known = self.network.classes > 0 or not self.null_label
+        _expect(known, "null_label", self.null_label, "False, the network knows no classes")
 
     @property
     def math_path(self) -> Path:
@@ -91,7 +100,7 @@ class Spec:
     def from_json(cls, data: Any, where: str) -> "Spec":
         """A spec from JSON; `where` names the file in the errors."""
         try:
-            network = dict(data["network"])
+            network = {**data["network"]}
             kind = network.pop("kind")
             if kind not in NETWORKS:
                 raise InvalidArtefact(f"{where}: network kind is {kind!r}; this pyflow knows {', '.join(NETWORKS)}")

@@ -26,7 +26,7 @@ class Recipe:
 
 
 # The networks that figures in this project speak of, at 32x32; names tell the parameters.
-UNET_1M = UNet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(8,))
+UNET_1M = UNet(channels=32, multipliers=(1, 1, 2, 2), blocks=1, attention=(16, 8, 4))
 UNET_9M = UNet(channels=64, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=4)
 UNET_36M = UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=4)
 UNET_DIGITS = UNet(shape=(1, 16, 16), channels=24, multipliers=(1, 2, 2), blocks=1, attention=(4,))

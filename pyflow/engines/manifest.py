@@ -66,6 +66,8 @@ def read(folder: Path) -> Manifest:
         raise InvalidArtefact(f"{path} is not an engine's manifest ({error}); expected {expected}") from error
     if not isinstance(manifest.files, dict) or not manifest.files:
         raise InvalidArtefact(f"{path} names no files; the engine is incomplete, export it again")
+    if not isinstance(manifest.inputs, tuple) or not all(isinstance(name, str) for name in manifest.inputs):
+        raise InvalidArtefact(f"{path}: inputs is {manifest.inputs!r}; expected names, export it again")
     return manifest
 
 
