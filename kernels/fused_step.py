@@ -108,7 +108,7 @@ def fused_step(
         step_kernel[(triton.cdiv(x.numel(), BLOCK),)](
             out,
             guided,
-            _operand("x", x, a),
+            x,
             cond,
             uncond,
             _operand("previous", previous, h),
