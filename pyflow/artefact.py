@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InvalidArtefact(f"{path} is missing; the folder is incomplete or not one that pyflow wrote") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidArtefact(f"{path} is not valid JSON ({error}); the file is damaged, make it again") from error
 
 
@@ -131,4 +131,4 @@ def _exchange(fresh: Path, folder: Path) -> None:
     except OSError:
         os.rename(old, folder)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import secrets
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,3 +34,22 @@ def rng() -> np.random.Generator:
     seed = secrets.randbits(32)
     print(f"rng seed: {seed}")
     return np.random.default_rng(seed)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of a UNet that knows three classes and the null label; to be read only."""
+    from tiny import UNET, save
+
+    from pyflow.spec import Spec
+
+    return save(tmp_path_factory.mktemp("tiny") / "checkpoint", Spec(UNET, null_label=True))
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_checkpoint) -> Path:
+    """The ONNX engine of `tiny_checkpoint`; to be read only."""
+    from pyflow.export import export_onnx
+
+    export_onnx(tiny_checkpoint, tiny_checkpoint.with_name("tiny.engine"))
+    return tiny_checkpoint.with_name("tiny.engine")
