@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 from triton import knobs
@@ -66,7 +66,7 @@ def compile_for(target: str = "sm_90") -> list[Compiled]:
     ]
 
 
-def _variants() -> Iterator[tuple[str, str, ASTSource, dict]]:
+def _variants() -> Iterator[tuple[str, str, ASTSource, dict[str, Any]]]:
     for dtype in DTYPES:
         for variant, (tensors, coefficients) in STEPS.items():
             types = dict.fromkeys(f"out {tensors}".split(), f"*{dtype}") | dict.fromkeys(coefficients.split(), "fp32")
@@ -117,7 +117,8 @@ def _registers(cubin: bytes) -> int:
         path = Path(directory, "kernel.cubin")
         path.write_bytes(cubin)
         report = subprocess.check_output([knobs.nvidia.cuobjdump.path, "-res-usage", str(path)], text=True)
-    return int(re.search(r"REG:(\d+)", report)[1])
+    (registers,) = re.findall(r"REG:(\d+)", report)
+    return int(registers)
 
 
 def _table(rows: list[Compiled]) -> str:

@@ -65,7 +65,7 @@ def step_kernel(
         y = m * y + (1 - m) * kept
 
     # After the last read, because `out` may be x and `guided` may be uncond or previous.
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)  # type: ignore[union-attr]  # every row has a term
     if guided is not None:
         tl.store(guided + at, p.to(guided.dtype.element_ty), mask=inside)
 
@@ -102,22 +102,21 @@ def fused_step(
     if mask is None:
         ka = ks = None
     p = cond if uncond is None else guided
-    if b is None and guided is None:
-        cond = uncond = None
+    predicted = b is not None or guided is not None
     with torch.cuda.device_of(x):
         step_kernel[(triton.cdiv(x.numel(), BLOCK),)](
             out,
             guided,
             x,
-            cond,
-            uncond,
+            cond if predicted else None,
+            uncond if predicted else None,
             _operand("previous", previous, h),
             _operand("noise", noise, n),
             mask,
             _operand("image", image, ka),
             _operand("noise0", noise0, ks),
             *(a, b, h, n, ka, ks),
-            None if uncond is None else float(guidance),
+            float(guidance) if predicted and uncond is not None else None,
             x.numel(),
             BLOCK=BLOCK,
             **OPTIONS,

@@ -35,18 +35,22 @@ def save(folder: Path, model: nn.Module, spec: Spec, state: Mapping[str, Tensor]
 
 def load(folder: Path) -> tuple[nn.Module, Spec]:
     """The model in evaluation mode, and its spec."""
-    spec = load_spec(folder)
+    record = _record(folder, SPEC)
+    spec = _spec(folder, record)
     model = build(spec.network)
-    weights = load_arrays(folder, SPEC, WEIGHTS)
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(_arrays(folder, record, WEIGHTS))
     except RuntimeError as error:
         raise InvalidArtefact(f"{folder}: the weights do not fit the spec: {error}") from error
+    except InvalidArtefact:
+        if _record(folder, SPEC) != record:  # a training run published the next checkpoint between the two reads
+            return load(folder)
+        raise
     return model.eval(), spec
 
 
 def load_spec(folder: Path) -> Spec:
-    return Spec.from_json(_record(folder, SPEC).get("spec"), str(Path(folder) / SPEC))
+    return _spec(folder, _record(folder, SPEC))
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:
@@ -73,7 +77,15 @@ def save_arrays(
 
 def load_arrays(folder: Path, record_name: str, name: str) -> dict[str, Tensor]:
     """The tensors of one file of the folder, its hash checked first."""
-    hashes = _record(folder, record_name)["sha256"]
+    return _arrays(folder, _record(folder, record_name), name)
+
+
+def _spec(folder: Path, record: Mapping[str, Any]) -> Spec:
+    return Spec.from_json(record.get("spec"), str(Path(folder) / SPEC))
+
+
+def _arrays(folder: Path, record: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    hashes = record["sha256"]
     if name not in hashes:
         raise InvalidArtefact(f"{folder} holds no {name}; it holds {', '.join(hashes)}")
     return load_tensors(read_verified(Path(folder), name, hashes[name]))

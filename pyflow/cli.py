@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -206,6 +207,9 @@ def _add_source(made: argparse.ArgumentParser) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
+    # Threads that spin while they wait starve a machine that is also doing something else: beside one other busy
+    # process on 2 cores a training step took 2.4 s, and 0.16 s with this. It has to be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         arguments.run(arguments)
     except PyflowError as error:

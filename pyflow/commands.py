@@ -57,8 +57,15 @@ def make_pairs(source: Path, folder: Path, *, count: int, steps: int, solver: st
 def sampled(flow: Flow, first: int, labels: np.ndarray, spec: PairsSpec) -> np.ndarray:
     """The final states of pictures `first`, ... with these labels."""
     asked = labels.tolist() if spec.classes else None
-    setting = {"steps": spec.steps, "solver": spec.solver, "guidance": spec.guidance, "seed": spec.seed}
-    return flow.sample(len(labels), first=first, label=asked, **setting).states
+    return flow.sample(
+        len(labels),
+        steps=spec.steps,
+        label=asked,
+        guidance=spec.guidance,
+        seed=spec.seed,
+        first=first,
+        solver=spec.solver,
+    ).states
 
 
 def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) -> bool:

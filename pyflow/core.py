@@ -18,7 +18,7 @@ VELOCITY, IMAGE, NOISE = PREDICTIONS = ("velocity", "image", "noise")
 
 
 # ---- paths: x_t = alpha(t)*image + sigma(t)*noise
-def _math_of(t: Array):
+def _math_of(t: Array) -> Any:
     """The module whose cos, exp and sqrt fit `t`: math for a float, numpy or torch for their arrays."""
     return math if isinstance(t, (int, float)) else sys.modules[type(t).__module__.partition(".")[0]]
 
@@ -269,7 +269,7 @@ def fused_step(
     return y, p
 
 
-def _weighted(*terms: tuple[float, Array | None]) -> Array:
+def _weighted(*terms: tuple[float, Array]) -> Array:
     first, *others = [coefficient * operand for coefficient, operand in terms if coefficient != 0.0]
     return sum(others, start=first)
 

@@ -73,7 +73,8 @@ def _measure(
 ) -> tuple[list[Measure], dict[tuple[str, int], np.ndarray]]:
     """Judge and time every plan of every flow; the pictures are of the same seed and labels."""
     labels = np.arange(JUDGED) % 10
-    quality, pictures = {}, {}
+    quality: dict[tuple[str, int], tuple[float, float]] = {}
+    pictures: dict[tuple[str, int], np.ndarray] = {}
     plans = [(method, steps) for method in flows for steps in STEPS]
     for method, steps in tqdm(plans, desc="judged", unit="plan"):
         flow, guidance = flows[method]
@@ -87,7 +88,7 @@ def _measure(
         features, read = features_and_labels(classifier, states)
         quality[method, steps] = frechet_distance(features.numpy(), real), label_accuracy(read.numpy(), labels)
         pictures[method, steps] = made[0].images[:SHOWN]
-    seconds = {}
+    seconds: dict[tuple[str, int, int], float] = {}
     for method, (flow, guidance) in flows.items():
         timings = commands.latency(flow, STEPS, (1, TIMED_BATCH), guidance)
         seconds |= {(method, *case): timing.median for case, timing in timings.items()}

@@ -3,7 +3,6 @@
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +78,6 @@ def trace(model: nn.Module, spec: Spec) -> tuple[bytes, tuple[str, ...]]:
         "label": torch.zeros(2, dtype=torch.int64),
     }
     batch = torch.export.Dim("batch", min=1, max=2**20)
-    content = BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,12 +90,13 @@ def trace(model: nn.Module, spec: Spec) -> tuple[bytes, tuple[str, ...]]:
                 dynamo=True,
                 verbose=False,
             )
-            program.save(content)
+            assert program is not None  # what the dynamo exporter returns
+            content = program.model_proto.SerializeToString()
     except ImportError as error:
         raise BackendUnavailable(
             f'export needs onnx and onnxscript ({error}): pip install "pyflow-engine[export]"'
         ) from error
-    return content.getvalue(), names
+    return content, names
 
 
 def certify(content: bytes, model: nn.Module, spec: Spec) -> Certificate:
@@ -111,8 +110,15 @@ def certify(content: bytes, model: nn.Module, spec: Spec) -> Certificate:
         plan = core.euler(spec.math_path, spec.prediction, core.uniform_grid(steps))
         label = _labels(spec, batch, guidance, shift=seed % 1000 + steps)
         expected = reference(model, spec, plan, label, seed, guidance)
-        labels = {"label": label.numpy(), "null_label": spec.network.classes} if spec.network.classes else {}
-        came = native.sample(denoiser, plan, batch=batch, seed=seed, guidance=guidance, **labels).states
+        came = native.sample(
+            denoiser,
+            plan,
+            batch=batch,
+            seed=seed,
+            guidance=guidance,
+            label=label.numpy() if spec.network.classes else None,
+            null_label=spec.network.classes,
+        ).states
         error = float(np.abs(came - expected).max() / np.abs(expected).max()) / max(1.0, guidance)
         pixels, flips = _pixel_difference(came, expected)
         if not error <= BOUND or pixels > 1 or flips > OFF_BY_ONE_BOUND:

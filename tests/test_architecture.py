@@ -14,12 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = [
     {"core", "errors", "noise"},
     {"kernels", "native", "spec", "timing", "artefact"},
-    {"models"},
+    {"models", "pictures"},
     {"checkpoint"},
     {"engines", "export", "training"},
     {"sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
-    {"metrics", "report"},
-    {"cli", "demo", "__main__", "benchmarks", "tests", "examples"},
+    {"metrics", "report", "page"},
+    {"cli", "commands", "demo"},
+    {"benchmarks", "tests", "examples"},
 ]
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
 OUTSIDE = ("benchmarks", "tests", "examples")  # neighbours in the package may import each other, these may not

@@ -45,7 +45,7 @@ def train(
 
     objective = OBJECTIVES[recipe.objective]
     for module in (net, average):
-        module.to(memory_format=torch.channels_last)
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
     decay = 0.5 ** (1 / max(1.0, recipe.half_life * recipe.steps))
     bar = tqdm(total=recipe.steps, initial=done, desc=f"{recipe.name} on {recipe.data}", unit="step", mininterval=0.5)
     for step in range(done, recipe.steps):

@@ -1,5 +1,7 @@
 """torch eager as a denoiser of the C++ loop: how a checkpoint is sampled before it is exported."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ def denoiser(model: nn.Module, spec: Spec) -> native.Denoiser:
     return native.callable_denoiser(predict, spec.network.shape)
 
 
-def denoise_function(model: nn.Module, spec: Spec, label: Tensor):
+def denoise_function(model: nn.Module, spec: Spec, label: Tensor) -> Callable[[Tensor, float, float, bool], Tensor]:
     """The network as `core.sample` wants it, in plain torch: the reference that engines are compared with."""
     null = torch.full_like(label, spec.network.classes)
 
