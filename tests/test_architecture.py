@@ -178,7 +178,7 @@ CAUGHT = {
     "upward, from the package": ("pyflow/spec.py", "from . import core, report", "imports report"),
     "training to engines": ("training/trainer.py", "from pyflow.engines.onnx import run", "never reaches engines"),
     "tests to benchmarks": ("tests/test_a.py", "from benchmarks.table import rows", "neighbour outside"),
-    "package to tests": ("pyflow/cli.py", "import tests.oracles", "neighbour outside"),
+    "package to tests": ("pyflow/cli.py", "import tests.oracles", "imports tests .floor 8., upward"),
     "no floor": ("pyflow/utils.py", "", "utils is on no floor; put it on one"),
     "imports no floor": ("pyflow/cli.py", "import pyflow.helpers", "helpers is on no floor; put it on one"),
     "second importer of _C": ("pyflow/sampler.py", "from ._C import Plan", "only native does"),
