@@ -17,6 +17,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
             )
         if not np.isfinite(features).all():
             raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite features")
+    if first.shape[1] != second.shape[1]:
+        raise InvalidInput(f"first has {first.shape[1]} features, second {second.shape[1]}; expected the same")
     difference = first.mean(0, dtype=np.float64) - second.mean(0, dtype=np.float64)
     a, b = (
         np.cov(features.astype(np.float64), rowvar=False).reshape(2 * features.shape[1:])

@@ -1,0 +1,159 @@
+"""The networks: their sizes, what each input does to them, and that every weight learns."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pyflow.training.recipes import UNET_1M, UNET_9M, UNET_36M
+from tiny import POINTS, UNET, network
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyflow.models import build, parameters
+from pyflow.spec import MLP, UNet
+
+SIZES = {  # millions of parameters, and of multiply-adds for one 32x32 picture; at most 15% off what the name says
+    "1.4M": (UNET_1M, 1.4, 1.383, 176),
+    "9M": (UNET_9M, 9.0, 9.596, 1600),
+    "36M": (UNET_36M, 36.0, 38.280, 6224),
+}
+
+
+def inputs(spec, batch: int = 4):
+    shape = (spec.shape[0] + getattr(spec, "extra", 0), *spec.shape[1:])
+    label = torch.arange(batch) % max(1, spec.classes)
+    return torch.randn(batch, *shape), torch.rand(batch), torch.rand(batch), label
+
+
+@pytest.fixture
+def seed(rng) -> int:
+    return int(rng.integers(2**31))
+
+
+@pytest.mark.parametrize(("spec", "named", "millions", "macs"), SIZES.values(), ids=SIZES.keys())
+def test_the_sizes_that_this_project_speaks_of(spec, named, millions, macs):
+    assert (spec.shape, spec.classes) == ((3, 32, 32), 10)
+    with torch.device("meta"):
+        net = build(spec)
+        arguments = inputs(spec, batch=1)
+    assert parameters(net) / 1e6 == pytest.approx(millions, abs=0.001)
+    assert abs(millions / named - 1) < 0.15
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        assert net(*arguments).shape == (1, 3, 32, 32)
+    assert counter.get_total_flops() / 2e6 == pytest.approx(macs, rel=0.01)
+
+
+VARIANTS = {
+    "unet": UNET,
+    "two times": replace(UNET, times=2),
+    "no classes": replace(UNET, classes=0),
+    "extra channels": replace(UNET, extra=2),
+    "not square": replace(UNET, shape=(3, 8, 12)),
+    "no attention": replace(UNET, attention=()),
+    "three levels": replace(UNET, multipliers=(1, 2, 3), blocks=2, attention=(8, 2)),
+    "mlp": POINTS,
+    "mlp, one time": MLP(shape=(5,), width=16, depth=1),
+}
+
+
+@pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_prediction_has_the_shape_of_the_picture(spec, batch, seed):
+    said = network(spec, seed)(*inputs(spec, batch))
+    assert said.shape == (batch, *spec.shape)
+    assert torch.isfinite(said).all()
+
+
+@pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS.keys())
+def test_what_the_network_looks_at(spec, seed):
+    """x and s always, t with two times, the label with classes: each of them moves each picture, the others none."""
+    net = network(spec, seed)
+    x, s, t, label = inputs(spec)
+    with torch.no_grad():
+        said = net(x, s, t, label)
+
+        def moved(*changed) -> list[bool]:
+            return [not torch.equal(a, b) for a, b in zip(net(*changed), said)]
+
+        assert all(moved(x + 0.1, s, t, label))
+        assert all(moved(x, 1 - s / 2, t, label))
+        assert moved(x, s, 1 - t / 2, label) == [spec.times == 2] * 4
+        if spec.classes:
+            assert all(moved(x, s, t, (label + 1) % spec.classes))
+            assert all(moved(x, s, t, torch.full_like(label, spec.classes))), "the null label equals a class"
+        else:
+            assert not any(moved(x, s, t, None))
+        if getattr(spec, "extra", 0):
+            beside = x.clone()
+            beside[:, spec.shape[0] :] += 0.5
+            assert all(moved(beside, s, t, label))
+
+
+@pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_picture_does_not_see_its_neighbours(spec, seed):
+    net = network(spec, seed)
+    together = inputs(spec)
+    with torch.no_grad():
+        said = net(*together)
+        alone = torch.cat([net(*(value[i : i + 1] for value in together)) for i in range(4)])
+    torch.testing.assert_close(said, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_weight_gets_a_gradient(spec, seed):
+    net = network(spec, seed)
+    x, s, t, label = inputs(spec, batch=8)
+    label = torch.arange(8) % (spec.classes + 1)  # the null label too
+    net(x, s, t, label).square().mean().backward()
+    silent = [name for name, weight in net.named_parameters() if weight.grad is None or not weight.grad.any()]
+    assert not silent, f"seed {seed}: {silent}"
+    if spec.classes:
+        assert (net.condition.label.weight.grad.abs().amax(dim=1) > 0).all()
+
+
+def test_a_fresh_unet_says_nothing(seed):
+    """The last layers start at zero, so an untrained UNet's prediction is its last bias everywhere."""
+    torch.manual_seed(seed)
+    net = build(UNET)
+    said = net(*inputs(UNET))
+    assert torch.equal(said, net.leave.bias.reshape(1, -1, 1, 1).expand_as(said))
+
+
+def test_attention_reaches_across_the_picture(seed):
+    """One changed pixel changes the far corner only where a level attends."""
+    far = replace(UNET, shape=(1, 32, 32), multipliers=(1,), attention=(32,))
+    for spec, reaches in ((far, True), (replace(far, attention=()), False)):
+        net = network(spec, seed)
+        # The norms see the whole picture whatever the layers: take them out.
+        for module in net.modules():
+            for name, child in module.named_children():
+                if isinstance(child, torch.nn.GroupNorm):
+                    setattr(module, name, torch.nn.Identity())
+        net.middle[0].attention = torch.nn.Identity() if not reaches else net.middle[0].attention
+        x, s, t, label = inputs(spec, batch=1)
+        changed = x.clone()
+        changed[..., 0, 0] += 1
+        with torch.no_grad():
+            moved = (net(changed, s, t, label) - net(x, s, t, label)).abs()[..., -1, -1]
+        assert bool(moved.max() > 0) == reaches
+
+
+def test_dropout_acts_in_training_only(seed):
+    spec = replace(UNET, dropout=0.5)
+    net, arguments = network(spec, seed), inputs(spec)
+    with torch.no_grad():
+        assert torch.equal(net(*arguments), net(*arguments))
+        net.train()
+        assert not torch.equal(net(*arguments), net(*arguments))
+
+
+def test_the_same_seed_builds_the_same_network(seed):
+    first, second = network(UNET, seed).state_dict(), network(UNET, seed).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_large_unet_takes_other_sizes_of_the_same_network():
+    """Every recipe's network fits its own shape at twice the side: nothing in it knows the height."""
+    spec = replace(UNET_1M, shape=(3, 64, 64), attention=(32, 16, 8))
+    with torch.device("meta"):
+        assert parameters(build(spec)) == parameters(build(UNET_1M))
+        assert isinstance(spec, UNet)
