@@ -111,7 +111,7 @@ def test_the_network_is_asked_at_the_state_of_its_time(seed, objective, path):
 def test_cfm_draws_times_evenly(seed):
     net = Recorder()
     cfm(net, SPEC, draw(40_000))
-    assert kolmogorov(net.s.numpy(), lambda t: t) < 1.9 / math.sqrt(40_000), f"seed {seed}"
+    assert kolmogorov(net.s.numpy(), lambda t: t) < 2.6 / math.sqrt(40_000), f"seed {seed}"
 
 
 def kolmogorov(drawn: np.ndarray, cumulative) -> float:
@@ -138,8 +138,8 @@ def test_reflow_spends_half_on_the_jump_and_the_rest_at_both_ends(seed, count):
         t = t.astype(np.float64)
         return (np.exp(4 * t) - 1 + math.exp(4) - np.exp(4 * (1 - t))) / (2 * (math.exp(4) - 1))
 
-    assert kolmogorov(rest, cumulative) < 1.9 / math.sqrt(len(rest)), f"seed {seed}"
-    # The statistic tells this U from an even draw.
+    assert kolmogorov(rest, cumulative) < 2.6 / math.sqrt(len(rest)), f"seed {seed}"
+    # (2.6 is passed by chance three times in a million.) The statistic tells this U from an even draw.
     assert kolmogorov(np.random.default_rng(seed).uniform(size=len(rest)), cumulative) > 5 / math.sqrt(len(rest))
 
 
@@ -155,9 +155,11 @@ def test_reflow_is_zero_exactly_where_the_pairs_are_straight(seed):
 
     net = Straight()
     assert reflow(net, SPEC, batch).item() == pytest.approx(0, abs=1e-6)
-    net.wrong, wide = 0.5, 0.03 * math.sqrt(SIZE)
-    expected = math.sqrt(SIZE * 0.25 + wide**2) - wide
-    assert reflow(net, SPEC, batch).item() == pytest.approx(expected, rel=1e-4)
+    losses = []
+    for net.wrong in (0.5, 0.005):
+        losses.append(reflow(net, SPEC, batch).item())
+    large, small = (math.sqrt(wrong**2 + 0.03**2) - 0.03 for wrong in (0.5, 0.005))
+    assert losses[0] / losses[1] == pytest.approx(large / small, rel=1e-3)  # linear far out, a parabola near zero
 
 
 def test_labels_are_dropped_sample_by_sample(seed):
