@@ -24,6 +24,20 @@ class Recipe:
     clip: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, fits, expected in (
+            ("steps", self.steps >= 1, "1 or more"),
+            ("batch", self.batch >= 1, "1 or more"),
+            ("learning_rate", 0 < self.learning_rate < float("inf"), "a number above 0"),
+            ("half_life", 0 <= self.half_life < float("inf"), "0 or more"),
+            ("warmup", 0 <= self.warmup <= 1, "0 to 1, a share of the run"),
+            ("label_dropout", 0 <= self.label_dropout <= 1, "0 to 1, a share of the labels"),
+            ("clip", self.clip > 0, "a number above 0"),
+            ("seed", 0 <= self.seed < 2**63, "0 to 2**63 - 1"),
+        ):
+            if not fits:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected {expected}")
+
 
 # The networks that figures in this project speak of, at 32x32; names tell the parameters.
 UNET_1M = UNet(channels=32, multipliers=(1, 1, 2, 2), blocks=1, attention=(16, 8, 4))
@@ -37,12 +51,12 @@ def cfm(data: str = "digits") -> Recipe:
     """A teacher by conditional flow matching."""
     if data == "checkerboard":
         return Recipe("cfm", "cfm", data, MLP_2D, steps=4000, batch=1024, learning_rate=1e-3)
-    return Recipe("cfm", "cfm", data, UNET_DIGITS, steps=1000, batch=128, learning_rate=2e-3)
+    return Recipe("cfm", "cfm", data, UNET_DIGITS, steps=700, batch=128, learning_rate=2e-3)
 
 
 def reflow(data: str = "digits") -> Recipe:
     """A student of 1, 2 or 4 steps by reflow and distillation on its teacher's pairs; the guidance is in the pairs."""
-    batch, steps = (1024, 4000) if data == "checkerboard" else (128, 800)
+    batch, steps = (1024, 4000) if data == "checkerboard" else (128, 600)
     return Recipe("reflow", "reflow", data, None, steps, batch, learning_rate=1e-3, label_dropout=0.0)
 
 
