@@ -20,7 +20,8 @@ from .training.data import digits
 
 STEPS = (1, 2, 4, 200)
 GUIDANCE = 2.0
-JUDGED = 500
+PAIRS = 3072
+JUDGED = 300
 SHOWN = 50
 TIMED_BATCH = 16
 BATCH = 100
@@ -36,7 +37,7 @@ def run(folder: Path, report_folder: Path) -> list[Measure]:
     _stage("teacher", commands.train_teacher("cfm", "digits", teacher), teacher)
     _stage("teacher engine", commands.export_engine(teacher, _engine(teacher), "onnx"), _engine(teacher))
     made = commands.make_pairs(
-        _engine(teacher), pairs, count=4096, steps=16, solver="ab2", guidance=GUIDANCE, seed=2**31
+        _engine(teacher), pairs, count=PAIRS, steps=16, solver="ab2", guidance=GUIDANCE, seed=2**31
     )
     _stage("pairs", made > 0, pairs)
     _stage("student", commands.distil("reflow", teacher, pairs, student), student)

@@ -1,6 +1,7 @@
 """Export a checkpoint as an engine: trace, prove it against the reference, and only then publish it."""
 
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from .engines import manifest as manifests
 from .engines.eager import denoise_function
 from .engines.manifest import Certificate, Manifest
 from .engines.onnx import BACKEND, MODEL
-from .errors import BackendUnavailable, InvalidInput, PyflowError
+from .errors import BackendUnavailable, PyflowError
 from .noise import normal
-from .spec import Spec, UNet
+from .spec import Spec, refuse_extra_channels
 from .timing import versions
 
 BOUND = 1e-5
@@ -33,8 +34,7 @@ class ParityError(PyflowError, ArithmeticError):
 def export_onnx(source: Path, folder: Path) -> Manifest:
     """Export the checkpoint `source` as the ONNX engine `folder`, with a dynamic batch and a parity certificate."""
     model, spec = checkpoint.load(source)
-    if isinstance(spec.network, UNet) and spec.network.extra:
-        raise InvalidInput(f"{source} takes extra={spec.network.extra} channels; only networks without can be exported")
+    refuse_extra_channels(spec)
     content, inputs = trace(model, spec)
     certificate = certify(content, model, spec)
     manifest = Manifest(
@@ -77,6 +77,8 @@ def trace(model: nn.Module, spec: Spec) -> tuple[bytes, tuple[str, ...]]:
         "t": torch.zeros(2),
         "label": torch.zeros(2, dtype=torch.int64),
     }
+    # It warns of torchvision's missing operators, which no network here has.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     batch = torch.export.Dim("batch", min=1, max=2**20)
     try:
         with warnings.catch_warnings():

@@ -70,12 +70,14 @@ def _plot(report: Report) -> bytes:
         own = [measure for measure in report.measures if measure.method == method]
         xs, ys = [m.ms_per_image for m in own], [m.distance for m in own]
         axes.plot(xs, ys, "o-", color=COLOURS.get(method, "#1c7ed6"), label=method, linewidth=2, markersize=7)
+        above = method == "teacher"  # the other methods' labels go below, where no curve runs
         for m in own:
             axes.annotate(
                 f"{m.steps} step{'s' * (m.steps > 1)}",
                 (m.ms_per_image, m.distance),
-                xytext=(7, 6),
+                xytext=(0, 11 if above else -19),
                 textcoords="offset points",
+                ha="center",
             )
     axes.axhline(report.floor, color="#2b8a3e", linestyle=":", label="held-out real pictures")
     axes.set(

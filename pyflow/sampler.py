@@ -19,7 +19,7 @@ from .engines import onnx
 from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
 from .noise import PICTURE_LIMIT, SEED_LIMIT
 from .pictures import OUTPUT_TYPES, Output, model_values, read_image, read_mask
-from .spec import Spec
+from .spec import Spec, refuse_extra_channels
 
 STEPS_LIMIT, BATCH_LIMIT, THREADS_LIMIT = 10_000, 65_536, 1024
 
@@ -67,6 +67,7 @@ def _load_checkpoint(folder: Path, threads: int) -> "Flow":
     if threads:
         torch.set_num_threads(threads)
     model, spec = checkpoint.load(folder)
+    refuse_extra_channels(spec)
     return Flow(eager.denoiser(model, spec), spec, eager.BACKEND, checkpoint.weights_sha256(folder))
 
 

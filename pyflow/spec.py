@@ -111,6 +111,16 @@ class Spec:
             ) from error
 
 
+def refuse_extra_channels(spec: Spec) -> None:
+    """For what runs a network on noise alone."""
+    extra = getattr(spec.network, "extra", 0)
+    if extra:
+        raise InvalidInput(
+            f"the network takes extra={extra} channels beside the state; expected 0: the sampler and the exporter have "
+            "nothing to give it there, call the model itself"
+        )
+
+
 def _build(cls: type, data: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))

@@ -44,9 +44,8 @@ def reflow(net: nn.Module, spec: Spec, batch: Batch) -> Tensor:
     t = (1 + torch.rand(len(batch.label)) * (math.e**4 - 1)).log() / 4
     t = torch.where(torch.rand_like(t) < 0.5, t, 1 - t)
     t[: len(t) // 2] = 0.0
-    wide = 0.03 * math.sqrt(batch.image[0].numel())
-    squared = _regress(net, spec, batch, t).square().flatten(1).sum(1)
-    return ((squared + wide**2).sqrt() - wide).mean()
+    mean_square = _regress(net, spec, batch, t).square().flatten(1).mean(1)
+    return ((mean_square + 0.03**2).sqrt() - 0.03).mean()
 
 
 OBJECTIVES: dict[str, Callable[[nn.Module, Spec, Batch], Tensor]] = {"cfm": cfm, "reflow": reflow}

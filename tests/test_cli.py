@@ -1,0 +1,143 @@
+"""The command line, end to end: what the README says, at the smallest size."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pyflow.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.mark.slow
+def test_from_data_to_pictures(tmp_path, capsys):
+    """train, export, pairs, distill, export, sample, bench, info on the digits; a second call reuses."""
+    teacher, student, pairs = tmp_path / "teacher", tmp_path / "student", tmp_path / "pairs"
+    quick = ("--steps", 3, "--batch", 8)
+    train = ("train", "cfm", "--data", "digits", "--out", teacher, *quick)
+    assert run(*train) == 0
+    assert run("export", teacher, "--out", teacher.with_suffix(".engine")) == 0
+    make_pairs = ("pairs", teacher.with_suffix(".engine"), "--out", pairs, "--count", 20, "--steps", 2, "--guidance", 2)
+    assert run(*make_pairs) == 0
+    distill = ("distill", "reflow", "--teacher", teacher, "--pairs", pairs, "--out", student, *quick)
+    assert run(*distill) == 0
+    assert run("export", student, "--out", student.with_suffix(".engine")) == 0
+    capsys.readouterr()
+
+    for again in (train, distill, ("export", student, "--out", student.with_suffix(".engine"))):
+        assert run(*again) == 0
+        assert "already" in capsys.readouterr().out
+    assert run(*make_pairs) == 0
+    assert capsys.readouterr().out.startswith("0 shards made")
+
+    picture = tmp_path / "threes.png"
+    assert run("sample", student.with_suffix(".engine"), "--label", 3, "--count", 4, "--out", picture) == 0
+    assert Image.open(picture).size == (4 * (2 * 17 + 1), 4 * (2 * 17 + 1))
+    assert run("sample", student, "--label", 3, "--count", 4, "--out", tmp_path / "same.png") == 0
+    same = np.asarray(Image.open(tmp_path / "same.png")).astype(int)
+    assert np.abs(same - np.asarray(Image.open(picture))).max() <= 1, "the checkpoint and its engine differ"
+
+    capsys.readouterr()
+    assert run("bench", student.with_suffix(".engine"), "--steps", 1, 2, "--batch", 1) == 0
+    assert len(re.findall(r"^ +[12] +1 +[\d.]+ +[\d.]+ +[\d.]+$", capsys.readouterr().out, re.M)) == 2
+    assert run("info", student.with_suffix(".engine")) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["spec"]["provenance"]["guidance_in_pairs"] == 2.0
+    assert facts["certificate"]["worst"] <= facts["certificate"]["bound"]
+
+    # A student has its guidance in its weights: asking for more is refused.
+    assert run("sample", student.with_suffix(".engine"), "--label", 3, "--guidance", 2, "--out", picture) == 2
+    assert "guidance is 2.0; expected 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_points_go_the_same_way(tmp_path, capsys):
+    """A network without labels, on points."""
+    teacher, student, pairs = tmp_path / "teacher", tmp_path / "student", tmp_path / "pairs"
+    quick = ("--steps", 3, "--batch", 8)
+    assert run("train", "cfm", "--data", "checkerboard", "--out", teacher, *quick) == 0
+    assert run("pairs", teacher, "--out", pairs, "--count", 10, "--steps", 2) == 0
+    assert run("distill", "reflow", "--teacher", teacher, "--pairs", pairs, "--out", student, *quick) == 0
+    assert run("sample", student, "--count", 5, "--out", tmp_path / "points.npy") == 0
+    assert np.load(tmp_path / "points.npy", allow_pickle=False).shape == (5, 2)
+    assert run("sample", student, "--count", 5, "--label", 1, "--out", tmp_path / "points.npy") == 2
+    assert "label is 1; this network knows no classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sample", "nowhere.engine"), "nowhere.engine does not exist; expected an engine or checkpoint folder"),
+        (("train", "cmf", "--out", "x"), "recipe is 'cmf'; expected one of cfm"),
+        (("train", "reflow", "--out", "x"), "recipe is 'reflow'; expected one of cfm"),
+        (("train", "cfm", "--data", "faces", "--out", "x"), "data is 'faces'; expected one of digits, checkerboard"),
+        (("export", "nowhere", "--out", "x", "--to", "paper"), "--to is 'paper'; expected one of onnx"),
+        (("info", "nowhere"), "nowhere/spec.json is missing"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_info_of_this_machine(capsys):
+    assert run("info") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["isa"] in facts["isas"]
+
+
+def test_help_needs_no_torch():
+    probe = (
+        "import sys; from pyflow.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True)
+
+
+def test_the_readme_tells_the_truth():
+    """Each command that the README shows parses, and each file of its tree is there."""
+    from pyflow.cli import _parser
+
+    readme = (ROOT / "README.md").read_text()
+    shown = re.findall(r"^    pyflow (.+)$", readme, re.M)
+    assert len(shown) >= 8
+    for command in shown:
+        _parser().parse_args(command.split())
+    for target in re.findall(r"^    make (\w+)", readme, re.M):
+        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
+    tree = readme.split("## The tree")[1].split("##")[0]
+    folder = ROOT
+    for line in tree.splitlines():
+        names = re.match(r"^(?P<indent> {4,6})(?P<names>(\S+( |$))+)", line)
+        if names is None:
+            continue
+        listed = names["names"].split()
+        if len(names["indent"]) == 4:
+            folder = ROOT / listed[0]
+            assert folder.is_dir(), f"README's tree names {listed[0]}"
+        else:
+            for name in listed:
+                assert (folder / name).exists(), f"README's tree names {folder.name}/{name}"
+
+
+def test_the_readme_example_runs(tiny_engine, tmp_path, monkeypatch):
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("runs/demo/student.engine", str(tiny_engine)).replace("label=3", "label=2"), {})
+    assert Image.open(tmp_path / "threes.png").size == (4 * (4 * 9 + 1),) * 2

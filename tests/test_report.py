@@ -1,0 +1,90 @@
+"""The report's files, and the demo from end to end at its smallest size."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyflow.training import classifier, recipes
+
+from pyflow import demo, report
+from pyflow.page import Measure, Report
+
+
+@pytest.fixture
+def found(rng) -> Report:
+    measures = [
+        Measure(method, steps, 1.5 * steps, 1e3 / (1.5 * steps), 2.0 * steps, 3.0 / steps, 0.9, 200 / steps)
+        for method in ("teacher", "student")
+        for steps in (1, 4)
+    ]
+    pictures = {(m.method, m.steps): rng.integers(0, 256, (20, 8, 8, 1), np.uint8) for m in measures}
+    return Report("A <title>", "A lead & more", measures, 0.1, pictures, "How.", {"commit": "abc", "date": "today"})
+
+
+def test_the_folder(found, tmp_path):
+    report.write(found, tmp_path / "report")
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert results["measures"] == [dataclasses.asdict(measure) for measure in found.measures]
+    assert results["facts"] == {"commit": "abc", "date": "today"}
+    for name in ("compare", "quality-latency", "teacher-1-steps", "student-4-steps"):
+        picture = Image.open(tmp_path / "report" / f"{name}.png")
+        assert np.asarray(picture).std() > 0, f"{name}.png is one flat colour"
+
+
+def test_the_comparison_shows_the_same_seeds_in_order(found, tmp_path):
+    report.write(found, tmp_path / "report")
+    sheet = np.asarray(Image.open(tmp_path / "report" / "compare.png"))[::4, ::4]
+    for row, pictures in enumerate(found.pictures.values()):
+        for column in range(10):
+            top, left = 1 + 9 * row, 1 + 9 * column
+            assert np.array_equal(sheet[top : top + 8, left : left + 8], pictures[column, :, :, 0])
+
+
+def test_the_page_is_self_contained_and_escaped(found, tmp_path):
+    report.write(found, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "A &lt;title&gt;" in page
+    assert "A lead &amp; more" in page
+    sources = re.findall(r'src="([^"]*)', page)
+    assert len(sources) == 2 + len(found.pictures)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert page.count("<tr class=") == len(found.measures)
+
+
+def test_the_table_holds_every_figure(found):
+    lines = report.table(found.measures).splitlines()
+    assert len(lines) == 1 + len(found.measures)
+    assert lines[1].split() == ["teacher", "1", "1.50", "666.7", "2.00", "3.000", "90.0%", "200.0x"]
+
+
+@pytest.mark.slow
+def test_the_demo(tmp_path, monkeypatch, capsys):
+    """All its stages with next to no training; the second run makes nothing again and finds the same quality."""
+
+    def short(recipe):
+        return lambda data: dataclasses.replace(recipe(data), steps=4, batch=16)
+
+    monkeypatch.setitem(recipes.TEACHERS, "cfm", short(recipes.cfm))
+    monkeypatch.setitem(recipes.STUDENTS, "reflow", short(recipes.reflow))
+    monkeypatch.setattr(demo, "STEPS", (1, 2, 3))
+    monkeypatch.setattr(demo, "PAIRS", 40)
+    monkeypatch.setattr(demo, "JUDGED", 100)
+    train = classifier.train_classifier
+    monkeypatch.setattr(classifier, "train_classifier", lambda data: train(data, steps=5))
+
+    first = demo.run(tmp_path / "run", tmp_path / "report")
+    assert capsys.readouterr().out.count("made: ") == 5
+    again = demo.run(tmp_path / "run", tmp_path / "report")
+    out = capsys.readouterr().out
+    assert out.count("reused: ") == 5
+    assert "made: " not in out
+    assert [(m.method, m.steps) for m in first] == [
+        (kind, steps) for kind in ("teacher", "student") for steps in (1, 2, 3)
+    ]
+    for before, after in zip(first, again):
+        assert before.distance == pytest.approx(after.distance, rel=1e-3)
+        assert before.label_accuracy == pytest.approx(after.label_accuracy, abs=0.02)
+    assert (tmp_path / "report" / "index.html").is_file()
