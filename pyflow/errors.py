@@ -13,5 +13,9 @@ class InvalidArtefact(PyflowError, ValueError):
     """A checkpoint, engine or pairs folder is damaged, incomplete, or from another version."""
 
 
+class NotFinite(PyflowError, ArithmeticError):
+    """A NaN or an infinity came out of a network or a loss; nothing of it was kept."""
+
+
 class BackendUnavailable(PyflowError, RuntimeError):
     """What was asked for needs a package or machine feature that is not here."""

@@ -16,7 +16,7 @@ from . import core, native
 from .artefact import sha256
 from .engines import manifest as manifests
 from .engines import onnx
-from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
+from .errors import BackendUnavailable, InvalidArtefact, InvalidInput, NotFinite
 from .noise import PICTURE_LIMIT, SEED_LIMIT
 from .pictures import OUTPUT_TYPES, Output, model_values, read_image, read_mask
 from .spec import Spec, refuse_extra_channels
@@ -130,6 +130,12 @@ class Flow:
             image=known.image if known else None,
             on_row=self._on_row(plan, callback, callback_on_step_end),
         )
+        finite = np.isfinite(samples.states).reshape(batch, -1).all(1)
+        if not finite.all():
+            raise NotFinite(
+                f"picture {first + int(finite.argmin())} of seed {seed} holds a NaN or an infinity after {len(plan)} rows "
+                f"at guidance {guidance:g}; expected finite values: the weights are broken, or the guidance is too high"
+            )
         output = Output(samples.states, samples.row_seconds, samples.denoiser_seconds)
         return output if output_type is None else output.of_type(output_type)
 

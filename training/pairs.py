@@ -98,8 +98,8 @@ def _manifest(folder: Path) -> tuple[PairsSpec, dict[str, str]]:
     try:
         if data["format"] != FORMAT:
             raise InvalidArtefact(f"{folder / MANIFEST} has format {data['format']!r}; this pyflow reads {FORMAT}")
-        return PairsSpec(**{**data["spec"], "shape": tuple(data["spec"]["shape"])}), dict(data["sha256"])
-    except (KeyError, TypeError) as error:
+        return PairsSpec(**{**data["spec"], "shape": tuple(data["spec"]["shape"])}), {**data["sha256"]}
+    except (KeyError, TypeError, InvalidInput) as error:
         raise InvalidArtefact(f"{folder / MANIFEST} is not a pairs manifest ({error}); make the pairs again") from error
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyflow import checkpoint
-from pyflow.errors import InvalidArtefact, InvalidInput, PyflowError
+from pyflow.errors import InvalidArtefact, InvalidInput, NotFinite
 from pyflow.models import build
 from pyflow.spec import Spec
 
@@ -17,10 +17,6 @@ from .objectives import OBJECTIVES, Batch
 from .recipes import Recipe
 
 Draw = Callable[[int], Batch]  # a batch of this many, drawn with torch's generator
-
-
-class Diverged(PyflowError, ArithmeticError):
-    """The loss or its gradient is not finite; nothing of that step was kept."""
 
 
 def train(
@@ -56,7 +52,7 @@ def train(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
-            raise Diverged(
+            raise NotFinite(
                 f"step {step}: loss {loss.item():g}, gradient norm {norm.item():g}; the checkpoint in {folder}, "
                 f"if any, is good: lower learning_rate (now {recipe.learning_rate:g}) and start again"
             )

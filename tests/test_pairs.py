@@ -1,0 +1,234 @@
+"""Pairs: made once, resumed byte for byte, mended shard by shard, and always the picture of their own noise."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pyflow.training import pairs
+from pyflow.training.pairs import PairsSpec
+from tiny import POINTS, UNET, save
+
+from pyflow import commands, load
+from pyflow.errors import InvalidArtefact, InvalidInput
+from pyflow.noise import normal
+from pyflow.spec import Spec
+
+SPEC = PairsSpec("abc", (2,), 3, count=10, seed=5, solver="euler", steps=2, guidance=1.0, shard=4)
+
+
+def teacher(first: int, labels: np.ndarray) -> np.ndarray:
+    """A picture that tells which one it is."""
+    start = normal(SPEC.seed, first, len(labels), 2, 0)
+    return (start + np.arange(first, first + len(labels))[:, None] + 100 * labels[:, None]).astype(np.float32)
+
+
+class Counted:
+    def __init__(self, stop: int = 100) -> None:
+        self.asked: list[int] = []
+        self.stop = stop
+
+    def __call__(self, first: int, labels: np.ndarray) -> np.ndarray:
+        if len(self.asked) == self.stop:
+            raise KeyboardInterrupt
+        self.asked.append(first)
+        return teacher(first, labels)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_pairs_are_the_noise_the_label_and_the_picture_of_one_index(tmp_path):
+    assert pairs.generate(teacher, SPEC, tmp_path) == 3
+    (noise, labels, pictures), spec = pairs.load(tmp_path)
+    assert spec == SPEC
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
+    np.testing.assert_array_equal(noise.numpy(), normal(5, 0, 10, 2, 0))
+    index = np.arange(10)
+    np.testing.assert_allclose(pictures.numpy(), noise.numpy() + (index + 100 * (index % 3))[:, None], rtol=1e-6)
+    assert {str(value.dtype) for value in (noise, pictures)} == {"torch.float32"}
+
+
+@pytest.mark.parametrize("shard", [1, 3, 10, 64])
+def test_the_shards_do_not_change_the_pairs(tmp_path, shard):
+    pairs.generate(teacher, SPEC, tmp_path / "a")
+    pairs.generate(teacher, PairsSpec(**{**vars(SPEC), "shard": shard}), tmp_path / "b")
+    for one, other in zip(pairs.load(tmp_path / "a")[0], pairs.load(tmp_path / "b")[0]):
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_an_interrupted_run_makes_the_missing_shards_only(tmp_path, stop):
+    pairs.generate(teacher, SPEC, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        pairs.generate(Counted(stop), SPEC, tmp_path / "run")
+    if stop:
+        with pytest.raises(InvalidArtefact, match=r"has no shard-0000\d\.npy yet; run `pyflow pairs` again"):
+            pairs.load(tmp_path / "run")
+    rest = Counted()
+    assert pairs.generate(rest, SPEC, tmp_path / "run") == 3 - stop
+    assert rest.asked == [0, 4, 8][stop:]
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+    assert pairs.generate(Counted(0), SPEC, tmp_path / "run") == 0
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_pairs as t
+from pyflow import artefact
+real, left = os.replace, int(sys.argv[3])
+def replace(a, b):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(a, b)
+os.replace = replace
+t.pairs.generate(t.teacher, t.SPEC, Path(sys.argv[2]))
+"""
+
+
+def test_killed_between_any_two_files_it_goes_on_to_the_same_bytes(tmp_path):
+    pairs.generate(teacher, SPEC, tmp_path / "whole")
+    expected, killed = files(tmp_path / "whole"), 0
+    for at in (0, 1, 4):  # before the first shard, between a shard and its manifest, before the last shard
+        folder = tmp_path / str(at)
+        done = subprocess.run([sys.executable, "-c", KILLED, os.path.dirname(__file__), str(folder), str(at)])
+        killed += done.returncode == -signal.SIGKILL
+        pairs.generate(teacher, SPEC, folder)
+        came = files(folder)
+        assert {name: came[name] for name in expected} == expected
+        assert all(name.endswith(".tmp") for name in set(came) - set(expected))  # what a killed process cannot clear
+        pairs.load(folder)
+    assert killed == 3
+
+
+def test_a_corrupt_shard_and_only_that_one_is_made_again(tmp_path, rng):
+    pairs.generate(teacher, SPEC, tmp_path)
+    before = files(tmp_path)
+    for damage in ("flip", "cut", "gone"):
+        number = int(rng.integers(3))
+        path = tmp_path / f"shard-0000{number}.npy"
+        content = bytearray(path.read_bytes())
+        if damage == "gone":
+            path.unlink()
+        elif damage == "cut":
+            path.write_bytes(content[: int(rng.integers(len(content)))])
+        else:
+            content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(content)
+        with pytest.raises(InvalidArtefact, match=path.name):
+            pairs.load(tmp_path)
+        again = Counted()
+        assert pairs.generate(again, SPEC, tmp_path) == 1
+        assert again.asked == [4 * number]
+        assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": "other"},
+        {"seed": 6},
+        {"steps": 3},
+        {"solver": "heun"},
+        {"guidance": 2.0},
+        {"count": 11},
+        {"shard": 5},
+    ],
+    ids=str,
+)
+def test_other_settings_in_the_same_folder_are_refused(tmp_path, change):
+    pairs.generate(teacher, SPEC, tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(InvalidInput, match=f"holds other pairs .*{next(iter(change))} "):
+        pairs.generate(teacher, PairsSpec(**{**vars(SPEC), **change}), tmp_path)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"format": None},
+        {"spec": None},
+        {"spec": {}},
+        {"spec": {"count": "ten"}},
+        {"spec": {"shape": 5}},
+        {"spec": {"count": 0}},
+        {"spec": {"wings": 2}},
+        {"sha256": None},
+        {"sha256": "abc"},
+        {"sha256": {"shard-00000.npy": 5}},
+    ],
+    ids=str,
+)
+def test_a_broken_manifest_is_refused(tmp_path, change):
+    pairs.generate(teacher, SPEC, tmp_path)
+    path = tmp_path / pairs.MANIFEST
+    record = json.loads(path.read_text())
+    for key, value in change.items():
+        record[key] = {**record[key], **value} if value and isinstance(value, dict) else value
+    path.write_text(json.dumps(record))
+    with pytest.raises(InvalidArtefact, match=r"make (it|the pairs) again|this pyflow reads"):
+        pairs.load(tmp_path)
+
+
+def test_what_is_no_pairs_folder_is_refused(tmp_path):
+    with pytest.raises(InvalidArtefact, match=r"manifest\.json is missing"):
+        pairs.load(tmp_path)
+    (tmp_path / pairs.MANIFEST).write_text("[]")
+    with pytest.raises(InvalidArtefact):
+        pairs.load(tmp_path)
+
+
+@pytest.mark.parametrize(("count", "shard"), [(0, 4), (-1, 4), (4, 0)])
+def test_a_count_below_one_is_refused(count, shard):
+    with pytest.raises(InvalidInput, match="expected 1 or more of each"):
+        PairsSpec("abc", (2,), 3, count, 5, "euler", 2, 1.0, shard)
+
+
+# ---- through the commands
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_sampler_makes_the_picture_of_a_pair_from_its_noise(tmp_path, rng, tiny_checkpoint, guidance):
+    seed = int(rng.integers(2**32))
+    setting = {"steps": 2, "solver": "ab2", "guidance": guidance}
+    commands.make_pairs(tiny_checkpoint, tmp_path / "pairs", count=70, seed=seed, **setting)
+    (noise, labels, pictures), spec = pairs.load(tmp_path / "pairs")
+    flow = load(tiny_checkpoint)
+    assert (spec.teacher, spec.classes, spec.shape) == (flow.identity, 3, UNET.shape)
+    for index in (0, 63, 64, 69):  # on both sides of the border between two calls of the teacher
+        came = flow.sample(1, seed=seed, first=index, label=int(labels[index]), **setting).states
+        np.testing.assert_allclose(came[0], pictures[index].numpy(), rtol=0, atol=2e-5)
+        start = flow.plan(1)[0]._replace(a=1.0, b=0.0)  # a plan that keeps the noise shows what the sampler drew
+        drawn = native_noise(flow, start, seed, index)
+        np.testing.assert_array_equal(drawn.ravel(), noise[index].numpy().ravel())
+
+
+def native_noise(flow, row, seed: int, index: int) -> np.ndarray:
+    from pyflow import native
+
+    return native.sample(flow.denoiser, [row], batch=1, seed=seed, first=index, label=0).states
+
+
+def test_a_student_of_other_pairs_is_another_student(tmp_path):
+    """The pairs' own settings are part of the recipe: a second distillation from other pairs is not `finished`."""
+    teacher_folder = save(tmp_path / "teacher", Spec(POINTS, null_label=True, provenance={"data": "checkerboard"}))
+    setting = {"count": 8, "steps": 1, "solver": "euler", "guidance": 1.0}
+    for seed in (1, 2):
+        commands.make_pairs(teacher_folder, tmp_path / f"pairs {seed}", seed=seed, **setting)
+    changes = {"steps": 2, "batch": 4}
+    student = tmp_path / "student"
+    assert commands.distil("reflow", teacher_folder, tmp_path / "pairs 1", student, **changes)
+    assert not commands.distil("reflow", teacher_folder, tmp_path / "pairs 1", student, **changes)
+    with pytest.raises(InvalidInput, match="another recipe"):
+        commands.distil("reflow", teacher_folder, tmp_path / "pairs 2", student, **changes)
+    spec = load(student).spec
+    assert not spec.null_label
+    assert spec.provenance["pairs"]["seed"] == 1
