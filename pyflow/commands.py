@@ -1,6 +1,7 @@
 """What the commands do, as functions: the command line, the demo and the tests call these and nothing beside them."""
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 

@@ -134,7 +134,7 @@ class Flow:
         if not finite.all():
             raise NotFinite(
                 f"picture {first + int(finite.argmin())} of seed {seed} holds a NaN or an infinity after {len(plan)} rows "
-                f"at guidance {guidance:g}; expected finite values: the weights are broken, or the guidance is too high"
+                f"at guidance {guidance:g}; expected finite values: the weights are broken or the guidance too high"
             )
         output = Output(samples.states, samples.row_seconds, samples.denoiser_seconds)
         return output if output_type is None else output.of_type(output_type)
