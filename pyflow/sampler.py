@@ -133,8 +133,8 @@ class Flow:
         finite = np.isfinite(samples.states).reshape(batch, -1).all(1)
         if not finite.all():
             raise NotFinite(
-                f"picture {first + int(finite.argmin())} of seed {seed} holds a NaN or an infinity after {len(plan)} rows "
-                f"at guidance {guidance:g}; expected finite values: the weights are broken or the guidance too high"
+                f"picture {first + int(finite.argmin())} of seed {seed} holds a NaN or an infinity after {len(plan)} "
+                f"rows at guidance {guidance:g}: the weights are broken or the guidance is too high"
             )
         output = Output(samples.states, samples.row_seconds, samples.denoiser_seconds)
         return output if output_type is None else output.of_type(output_type)
