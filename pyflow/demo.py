@@ -20,7 +20,7 @@ from .training.data import digits
 
 STEPS = (1, 2, 4, 200)
 GUIDANCE = 2.0
-PAIRS = 3072
+PAIRS = 2560
 JUDGED = 300
 SHOWN = 50
 TIMED_BATCH = 16

@@ -51,12 +51,12 @@ def cfm(data: str = "digits") -> Recipe:
     """A teacher by conditional flow matching."""
     if data == "checkerboard":
         return Recipe("cfm", "cfm", data, MLP_2D, steps=4000, batch=1024, learning_rate=1e-3)
-    return Recipe("cfm", "cfm", data, UNET_DIGITS, steps=700, batch=128, learning_rate=2e-3)
+    return Recipe("cfm", "cfm", data, UNET_DIGITS, steps=600, batch=128, learning_rate=2e-3)
 
 
 def reflow(data: str = "digits") -> Recipe:
     """A student of 1, 2 or 4 steps by reflow and distillation on its teacher's pairs; the guidance is in the pairs."""
-    batch, steps = (1024, 4000) if data == "checkerboard" else (128, 600)
+    batch, steps = (1024, 4000) if data == "checkerboard" else (128, 500)
     return Recipe("reflow", "reflow", data, None, steps, batch, learning_rate=1e-3, label_dropout=0.0)
 
 
