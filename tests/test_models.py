@@ -8,7 +8,7 @@ from pyflow.training.recipes import UNET_1M, UNET_9M, UNET_36M
 from tiny import POINTS, UNET, network
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyflow.models import build, parameters
+from pyflow.models import Attention, build, parameters
 from pyflow.spec import MLP, UNet
 
 SIZES = {  # millions of parameters, and of multiply-adds for one 32x32 picture; at most 15% off what the name says
@@ -135,6 +135,22 @@ def test_attention_reaches_across_the_picture(seed):
         with torch.no_grad():
             moved = (net(changed, s, t, label) - net(x, s, t, label)).abs()[..., -1, -1]
         assert bool(moved.max() > 0) == reaches
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_is_the_formula_pixel_by_pixel(seed, heads):
+    torch.manual_seed(seed)
+    attention = Attention(8, heads)
+    torch.nn.init.normal_(attention.out.weight)
+    x = torch.randn(2, 8, 3, 5)
+    said = attention(x)
+    q, k, v = attention.qkv(attention.norm(x)).flatten(2).chunk(3, dim=1)  # each (picture, channel, pixel)
+    wide, mixed = 8 // heads, []
+    for own in (slice(head * wide, (head + 1) * wide) for head in range(heads)):
+        weight = torch.einsum("bcp,bcr->bpr", q[:, own], k[:, own]).div(wide**0.5).softmax(dim=2)
+        mixed.append(torch.einsum("bpr,bcr->bcp", weight, v[:, own]))
+    expected = x + attention.out(torch.cat(mixed, dim=1).reshape(x.shape))
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_dropout_acts_in_training_only(seed):
