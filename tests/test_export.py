@@ -196,6 +196,16 @@ def test_a_bad_export_is_not_published(tiny_checkpoint, tiny_engine, tmp_path, m
     assert [path.name for path in tmp_path.iterdir()] == (["bad.engine"] if standing else [])
 
 
+def test_points_are_held_to_the_bound_of_their_values(points, tmp_path, monkeypatch):
+    """Points have no uint8 values whose flips would tell: weights off by a thousandth fail on the states alone."""
+    model = onnx.load_from_string((points[1] / MODEL).read_bytes())
+    perturb(model.graph)
+    monkeypatch.setattr(export, "trace", lambda *_: (model.SerializeToString(), manifests.read(points[1]).inputs))
+    with pytest.raises(ParityError, match="relative error"):
+        export_onnx(points[0], tmp_path / "bad.engine")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_good_export_passes_where_the_planted_ones_fail(tiny_checkpoint, tiny_engine, tmp_path, monkeypatch):
     model = onnx.load_from_string((tiny_engine / MODEL).read_bytes())
     monkeypatch.setattr(export, "trace", lambda *_: (model.SerializeToString(), manifests.read(tiny_engine).inputs))
@@ -275,6 +285,11 @@ def test_a_model_that_is_not_its_manifests_is_refused(copy, points):
     edit(copy, files={MODEL: sha256(other)})
     with pytest.raises(InvalidArtefact, match="export it again"):
         load(copy)
+    shutil.copytree(points[1], copy.with_name("points.engine"))
+    spec = manifests.read(points[1]).to_json()["spec"]
+    edit(copy.with_name("points.engine"), spec={**spec, "network": {**spec["network"], "shape": [3]}})
+    with pytest.raises(InvalidArtefact, match=r"makes \(2,\), its manifest says .* and \(3,\); export it again"):
+        load(copy.with_name("points.engine"))
     (copy / MODEL).write_bytes(b"no model")
     edit(copy, files={MODEL: sha256(b"no model")})
     with pytest.raises((InvalidArtefact, ValueError, RuntimeError)):
