@@ -56,3 +56,14 @@ def tiny_engine(tiny_checkpoint) -> Path:
 
     export_onnx(tiny_checkpoint, tiny_checkpoint.with_name("tiny.engine"))
     return tiny_checkpoint.with_name("tiny.engine")
+
+
+@pytest.fixture
+def no_native(monkeypatch):
+    """Fails the test when the C++ loop is reached: what is wrong has to be named before."""
+    from pyflow import native
+
+    def called(*_, **__):
+        pytest.fail("native code was called")
+
+    monkeypatch.setattr(native, "sample", called)

@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import POINTS, UNET, network, save
+from tiny import POINTS, UNET, flow_of, save
 
 import pyflow
 from pyflow import checkpoint, core, export, native
-from pyflow.engines import eager
 from pyflow.errors import InvalidArtefact, InvalidInput, PyflowError
 from pyflow.sampler import BATCH_LIMIT, STEPS_LIMIT, Flow
 from pyflow.spec import MLP, Spec
@@ -36,11 +35,6 @@ def flow(request) -> Flow:
 @pytest.fixture
 def seed(rng) -> int:
     return int(rng.integers(2**32))
-
-
-def of(spec: Spec, seed: int = 0) -> Flow:
-    """A flow of a network that was never saved."""
-    return Flow(eager.denoiser(network(spec.network, seed), spec), spec, eager.BACKEND, "none")
 
 
 # ---- the picture
@@ -85,7 +79,7 @@ def test_every_solver_runs_on_the_engine(engine, solver, grid, seed):
 @pytest.mark.parametrize("path", core.PATHS)
 @pytest.mark.parametrize("prediction", core.PREDICTIONS)
 def test_every_path_and_prediction_samples(path, prediction, seed):
-    flow = of(Spec(UNET, path, prediction, solver="ddim"))
+    flow = flow_of(Spec(UNET, path, prediction, solver="ddim"))
     if (path, prediction) == ("linear", "noise"):
         with pytest.raises(InvalidInput, match="noise tells no image at t=0"):
             flow.sample(2, steps=4, label=1)
@@ -238,14 +232,6 @@ BAD = {
 }
 
 
-@pytest.fixture
-def no_native(monkeypatch):
-    def called(*_, **__):
-        pytest.fail("native code was called")
-
-    monkeypatch.setattr(native, "sample", called)
-
-
 @pytest.mark.parametrize(("arguments", "sentence"), BAD.values(), ids=BAD.keys())
 def test_a_wrong_value_is_named_before_native_code(engine, no_native, arguments, sentence):
     with pytest.raises(InvalidInput, match=sentence) as caught:
@@ -254,7 +240,7 @@ def test_a_wrong_value_is_named_before_native_code(engine, no_native, arguments,
 
 
 def test_a_network_without_classes_takes_no_label(no_native):
-    flow = of(Spec(replace(UNET, classes=0)))
+    flow = flow_of(Spec(replace(UNET, classes=0)))
     with pytest.raises(InvalidInput, match="label is 0; this network knows no classes, expected None"):
         flow.sample(label=0)
     with pytest.raises(InvalidInput, match=r"guidance is 2\.0; expected 1"):
@@ -262,7 +248,7 @@ def test_a_network_without_classes_takes_no_label(no_native):
 
 
 def test_a_student_takes_no_guidance_and_needs_a_label(no_native):
-    flow = of(Spec(UNET, null_label=False))
+    flow = flow_of(Spec(UNET, null_label=False))
     with pytest.raises(InvalidInput, match=r"guidance is 4\.0; expected 1: .*student has its teacher's guidance"):
         flow.sample(label=0, guidance=4.0)
     with pytest.raises(InvalidInput, match="label is None; this network was only trained with labels, expected 0 to 2"):
@@ -270,7 +256,7 @@ def test_a_student_takes_no_guidance_and_needs_a_label(no_native):
 
 
 def test_points_are_no_pictures(seed):
-    flow = of(Spec(MLP(shape=(2,), width=8)))
+    flow = flow_of(Spec(MLP(shape=(2,), width=8)))
     output = flow.sample(5, seed=seed)
     assert output.states.shape == (5, 2)
     with pytest.raises(InvalidInput, match=r"points, not pictures; read \.states"):
@@ -283,7 +269,7 @@ def test_points_are_no_pictures(seed):
 
 def test_a_solver_that_needs_another_prediction_says_so(no_native):
     with pytest.raises(InvalidInput, match="prediction is 'image'; ab2 expected velocity"):
-        of(Spec(UNET, "vp-cosine", "image")).sample(label=0, solver="ab2")
+        flow_of(Spec(UNET, "vp-cosine", "image")).sample(label=0, solver="ab2")
 
 
 def test_a_network_that_breaks_down_is_an_error(seed):
@@ -353,103 +339,6 @@ def test_four_threads_on_one_flow_make_what_one_makes(flow, seed):
         thread.join()
     for one, other in zip(came, expected):
         np.testing.assert_array_equal(one, other, err_msg=f"seed {seed}")
-
-
-# ---- inpaint
-@pytest.mark.parametrize("steps", [1, 2, 4])
-def test_kept_pixels_come_back_unchanged(engine, rng, seed, steps):
-    """All 256 values, at every step count; what is repainted changes."""
-    for offset in range(0, 256, 64):
-        image = (np.arange(64).reshape(8, 8) + offset).astype(np.uint8)
-        white = rng.random((8, 8)) < 0.5
-        output = engine.inpaint(image, white, steps=steps, label=1, seed=seed, batch=3)
-        assert output.images.shape == (3, 8, 8, 1)
-        for made in output.images[..., 0]:
-            np.testing.assert_array_equal(made[~white], image[~white], err_msg=f"seed {seed}")
-            assert (made[white] != image[white]).mean() > 0.5
-
-
-@pytest.mark.parametrize("solver", core.SOLVERS)
-def test_kept_pixels_come_back_with_every_solver_and_guidance(engine, rng, solver):
-    image = rng.integers(256, size=(8, 8), dtype=np.uint8)
-    white = rng.random((8, 8)) < 0.5
-    made = engine.inpaint(image, white, steps=3, solver=solver, label=1, guidance=3.0).images[0, ..., 0]
-    np.testing.assert_array_equal(made[~white], image[~white])
-
-
-@pytest.mark.parametrize("path", core.PATHS)
-def test_kept_pixels_come_back_on_every_path(rng, path):
-    image = rng.integers(256, size=(8, 8), dtype=np.uint8)
-    white = rng.random((8, 8)) < 0.5
-    flow = of(Spec(UNET, path, solver="ddim"))
-    made = flow.inpaint(image, white, label=0).images[0, ..., 0]
-    np.testing.assert_array_equal(made[~white], image[~white])
-
-
-def test_white_repaints_everything_and_black_nothing(engine, rng, seed):
-    image = rng.integers(256, size=(8, 8), dtype=np.uint8)
-    setting = {"steps": 2, "label": 1, "seed": seed}
-    nothing = engine.inpaint(image, np.zeros((8, 8), np.uint8), **setting)
-    np.testing.assert_array_equal(nothing.images[0, ..., 0], image)
-    everything = engine.inpaint(image, np.full((8, 8), 255, np.uint8), **setting)
-    np.testing.assert_array_equal(everything.states, engine.sample(1, **setting).states)
-
-
-def test_a_mask_may_be_an_array_a_boolean_or_a_picture(engine, rng, seed):
-    pil = pytest.importorskip("PIL.Image")
-    image = rng.integers(256, size=(8, 8), dtype=np.uint8)
-    white = rng.random((8, 8)) < 0.5
-    bytes_ = np.where(white, 255, 0).astype(np.uint8)
-    masks = [white, bytes_, bytes_[..., None], pil.fromarray(bytes_), pil.fromarray(bytes_).convert("1")]
-    masks.append(pil.fromarray(bytes_).convert("RGB"))
-    images = [image, image[..., None], pil.fromarray(image)]
-    made = [engine.inpaint(one, mask, label=0, seed=seed).images for mask in masks for one in images]
-    assert all(np.array_equal(other, made[0]) for other in made)
-
-
-def test_inpaint_makes_four_steps_unless_told_otherwise(engine):
-    image, mask = np.zeros((8, 8), np.uint8), np.ones((8, 8), bool)
-    counts = [
-        len(engine.inpaint(image, mask, label=0, **asked).row_seconds)
-        for asked in ({}, {"steps": 2}, {"num_inference_steps": 3}, {"grid": [0, 0.5, 1]}, {"solver": "heun"})
-    ]
-    assert counts == [4, 2, 3, 2, 8]
-
-
-BAD_MASKS = {
-    "grey": (np.full((8, 8), 128, np.uint8), r"values such as \[128\]; expected only 0 \(keep\) and 255 \(repaint\)"),
-    "nearly white": (np.full((8, 8), 254, np.uint8), r"values such as \[254\]"),
-    "ones": (np.ones((8, 8), np.uint8), r"values such as \[1\]"),
-    "floats": (np.ones((8, 8), np.float32), "dtype float32"),
-    "integers": (np.ones((8, 8), np.int64), "dtype int64"),
-    "wrong size": (np.zeros((8, 9), bool), r"has shape \(8, 9\); expected \(8, 8\)"),
-    "three channels": (np.zeros((8, 8, 3), bool), r"has shape \(8, 8, 3\); expected \(8, 8\)"),
-    "a batch": (np.zeros((2, 8, 8), bool), r"has shape \(2, 8, 8\)"),
-    "nothing": (None, r"has shape \(\)"),
-    "text": ("mask.png", r"has shape \(\)"),
-}
-
-
-@pytest.mark.parametrize(("mask", "sentence"), BAD_MASKS.values(), ids=BAD_MASKS.keys())
-def test_a_bad_mask_is_named(engine, no_native, mask, sentence):
-    with pytest.raises(InvalidInput, match="mask_image .*" + sentence):
-        engine.inpaint(np.zeros((8, 8), np.uint8), mask, label=0)
-
-
-BAD_IMAGES = {
-    "floats": (np.zeros((8, 8)), "dtype float64; expected a PIL image or an array of uint8"),
-    "booleans": (np.zeros((8, 8), bool), "dtype bool"),
-    "wrong size": (np.zeros((9, 8), np.uint8), r"shape \(9, 8, 1\); expected \(8, 8, 1\): resize it first"),
-    "colours": (np.zeros((8, 8, 3), np.uint8), r"shape \(8, 8, 3\); expected \(8, 8, 1\)"),
-    "a batch": (np.zeros((1, 8, 8, 1), np.uint8), r"shape \(1, 8, 8, 1\)"),
-    "nothing": (None, "dtype object"),
-}
-
-
-@pytest.mark.parametrize(("image", "sentence"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
-def test_a_bad_image_is_named(engine, no_native, image, sentence):
-    with pytest.raises(InvalidInput, match="image has " + sentence):
-        engine.inpaint(image, np.zeros((8, 8), bool), label=0)
 
 
 @pytest.mark.parametrize("name", ["steps 0", "guidance NaN", "label too large", "seed negative", "both steps"])

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from pyflow import checkpoint
+from pyflow.engines import eager
 from pyflow.models import build
+from pyflow.sampler import Flow
 from pyflow.spec import MLP, Network, Spec, UNet
 
 UNET = UNet(shape=(1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, classes=3)
@@ -27,3 +29,8 @@ def network(spec: Network, seed: int, spread: float = 1.0) -> nn.Module:
 def save(folder: Path, spec: Spec, seed: int = 0) -> Path:
     checkpoint.save(folder, network(spec.network, seed), spec)
     return folder
+
+
+def flow_of(spec: Spec, seed: int = 0) -> Flow:
+    """A flow of a network that was never saved."""
+    return Flow(eager.denoiser(network(spec.network, seed), spec), spec, eager.BACKEND, "none")
