@@ -21,6 +21,8 @@ from .training.pairs import PairsSpec
 from .training.recipes import STUDENTS, TEACHERS, recipe
 from .training.trainer import paired, provenance, train, unpaired
 
+PAIRS_BATCH = 64
+
 
 def train_teacher(name: str, data: str, folder: Path, **changes: Any) -> bool:
     """Train a teacher on a data set; False when the folder holds the finished run already."""
@@ -45,28 +47,16 @@ def make_pairs(source: Path, folder: Path, *, count: int, steps: int, solver: st
     network = flow.spec.network
     spec = PairsSpec(flow.identity, network.shape, network.classes, count, seed, solver, steps, guidance)
 
+    def states(first: int, labels: np.ndarray) -> np.ndarray:
+        asked = labels.tolist() if spec.classes else None
+        plan: dict[str, Any] = {"steps": steps, "solver": solver, "guidance": guidance, "seed": seed}
+        return flow.sample(len(labels), first=first, label=asked, **plan).states
+
     def teacher(first: int, labels: np.ndarray) -> np.ndarray:
-        made = [
-            sampled(flow, start, labels[start - first : start - first + 64], spec)
-            for start in range(first, first + len(labels), 64)
-        ]
-        return np.concatenate(made)
+        starts = range(0, len(labels), PAIRS_BATCH)
+        return np.concatenate([states(first + start, labels[start : start + PAIRS_BATCH]) for start in starts])
 
     return pairs_files.generate(teacher, spec, folder)
-
-
-def sampled(flow: Flow, first: int, labels: np.ndarray, spec: PairsSpec) -> np.ndarray:
-    """The final states of pictures `first`, ... with these labels."""
-    asked = labels.tolist() if spec.classes else None
-    return flow.sample(
-        len(labels),
-        steps=spec.steps,
-        label=asked,
-        guidance=spec.guidance,
-        seed=spec.seed,
-        first=first,
-        solver=spec.solver,
-    ).states
 
 
 def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) -> bool:

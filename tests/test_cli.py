@@ -52,7 +52,7 @@ def test_from_data_to_pictures(tmp_path, capsys):
     assert len(re.findall(r"^ +[12] +1 +[\d.]+ +[\d.]+ +[\d.]+$", capsys.readouterr().out, re.M)) == 2
     assert run("info", student.with_suffix(".engine")) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["spec"]["provenance"]["guidance_in_pairs"] == 2.0
+    assert facts["spec"]["provenance"]["pairs"]["guidance"] == 2.0
     assert facts["certificate"]["worst"] <= facts["certificate"]["bound"]
 
     # A student has its guidance in its weights: asking for more is refused.
