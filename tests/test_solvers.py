@@ -74,7 +74,7 @@ def test_order(law, path, solver, expected, prediction, record_property):
     On the linear path a noise prediction tells nothing at t=0, so that measurement starts at 0.1.
     """
     slope = order(law, path, prediction, solver, since=0.1 if path is LINEAR and prediction == NOISE else 0.0)
-    record_property("order", round(slope, 3))
+    record_property("order", round(float(slope), 3))
     # 0.15: Euler on vp-linear reads 1.14 for the mixture, as its second-order error is still a tenth at 32 steps.
     assert slope == pytest.approx(expected, abs=0.15)
 
