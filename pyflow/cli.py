@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, core, native
+from .engines import manifest as manifests
 from .errors import PyflowError
 from .sampler import load
 from .training.recipes import STUDENTS, TEACHERS, Recipe
@@ -48,10 +49,10 @@ def _export(arguments: argparse.Namespace) -> None:
     from . import commands
 
     made = commands.export_engine(arguments.source, arguments.out, arguments.to)
-    certificate = commands.describe(arguments.out)["certificate"]
+    certificate = manifests.read(arguments.out).certificate
     print(
-        f"{'exported' if made else 'was exported already'}: {arguments.out}, relative error {certificate['worst']:.1e} "
-        f"over {certificate['cases']} cases (bound {certificate['bound']:.0e})"
+        f"{'exported' if made else 'was exported already'}: {arguments.out}, relative error {certificate.worst:.1e} "
+        f"over {certificate.cases} cases (bound {certificate.bound:.0e})"
     )
 
 
@@ -100,15 +101,12 @@ def _info(arguments: argparse.Namespace) -> None:
         from .timing import machine
 
         facts: dict[str, Any] = {**machine(), "isa": native.isa(), "isas": native.supported_isas()}
+    elif manifests.is_engine(arguments.source):
+        facts = manifests.read(arguments.source).to_json()
     else:
-        from .engines import manifest as manifests
+        from . import commands
 
-        if manifests.is_engine(arguments.source):
-            facts = manifests.read(arguments.source).to_json()
-        else:
-            from . import commands
-
-            facts = commands.describe(arguments.source)
+        facts = commands.describe(arguments.source)
     print(json.dumps(facts, indent=2))
 
 

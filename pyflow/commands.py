@@ -110,9 +110,7 @@ def latency(
 
 
 def describe(source: Path) -> dict[str, Any]:
-    """What an engine or a checkpoint says of itself."""
-    if manifests.is_engine(source):
-        return manifests.read(source).to_json()
+    """What a checkpoint says of itself; an engine's manifest does that for it, and needs no torch to be read."""
     return {
         "checkpoint": str(source),
         "weights_sha256": checkpoint.weights_sha256(source),

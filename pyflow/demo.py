@@ -30,8 +30,8 @@ BATCH = 100
 def run(folder: Path, report_folder: Path) -> list[Measure]:
     started = time.perf_counter()
     teacher, student, pairs = folder / "teacher", folder / "student", folder / "pairs"
-    data = digits()
-    classifier, accuracy = judge(folder / "classifier", data, digits("test"))
+    data, test = digits(), digits("test")
+    classifier, accuracy = judge(folder / "classifier", data, test)
     _say("classifier", f"reads {accuracy:.1%} of the held-out digits")
 
     _stage("teacher", commands.train_teacher("cfm", "digits", teacher), teacher)
@@ -45,7 +45,7 @@ def run(folder: Path, report_folder: Path) -> list[Measure]:
 
     flows = {"teacher": (load(_engine(teacher)), GUIDANCE), "student": (load(_engine(student)), 1.0)}
     real = features_and_labels(classifier, data.images)[0].numpy()
-    held_out = features_and_labels(classifier, digits("test").images)[0].numpy()
+    held_out = features_and_labels(classifier, test.images)[0].numpy()
     measures, pictures = _measure(flows, classifier, real)
     one = next(measure for measure in measures if (measure.method, measure.steps) == ("student", 1))
     found = Report(

@@ -26,11 +26,10 @@ def write(report: Report, folder: Path) -> None:
         f"{method}-{steps}-steps.png": grid_of(pictures, COLUMNS, scale=3)
         for (method, steps), pictures in report.pictures.items()
     }
+    images["compare.png"] = _compare(report)
     with publish(folder) as fresh:
         for name, image in images.items():
             image.save(fresh / name)
-        images["compare.png"] = _compare(report)
-        images["compare.png"].save(fresh / "compare.png")
         (fresh / "quality-latency.png").write_bytes(_plot(report))
         results = {"measures": [asdict(measure) for measure in report.measures], "floor": report.floor}
         (fresh / "results.json").write_bytes(
