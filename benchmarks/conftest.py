@@ -26,7 +26,7 @@ def _subject(name: str, spec: Spec, folder: Path) -> Subject:
     for weight in model.parameters():  # the zero-initialised layers too: a network that says 0 would hide a difference
         nn.init.normal_(weight, std=0.04)
     checkpoint.save(folder / name, model, spec)
-    export.export_onnx(folder / name, folder / f"{name}.engine")
+    export.export(folder / name, folder / f"{name}.engine")
     return Subject(model.eval().to(memory_format=torch.channels_last), spec, folder / f"{name}.engine")
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ from typing import Any
 from .errors import InvalidArtefact, InvalidInput
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_JSON_LIMIT = 2**24
 
 
 @contextmanager
-def publish(folder: Path) -> Iterator[Path]:
+def publish(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
     """Give a new empty folder to write in; on success it takes the place of `folder` in one durable rename.
 
     An error inside leaves `folder` as it was. Whatever stood there before is deleted only after the swap, and only if
-    the new folder has a file for each of its own: a home directory named by mistake is not replaced.
+    the new folder has a file for each of its own, but for those in `replaces`: a home directory named by mistake stays.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -36,7 +37,7 @@ def publish(folder: Path) -> Iterator[Path]:
             _flush(path)
         _flush(fresh)
         if folder.exists():
-            _refuse_strangers(fresh, folder)
+            _refuse_strangers(fresh, folder, replaces)
             _exchange(fresh, folder)
         else:
             os.rename(fresh, folder)
@@ -64,6 +65,8 @@ def json_bytes(data: Any) -> bytes:
 
 def read_json(path: Path) -> Any:
     try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise ValueError(f"{path.stat().st_size} bytes; a record has {_JSON_LIMIT} at most")
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InvalidArtefact(f"{path} is missing; the folder is incomplete or not one that pyflow wrote") from None
@@ -75,13 +78,16 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_verified(folder: Path, name: str, expected: str) -> bytes:
-    """The bytes of a file inside `folder`, refused unless they hash to `expected`. What is checked is what is used."""
+def read_verified(folder: Path, name: str, expected: str, size: int | None = None) -> bytes:
+    """The bytes of a file inside `folder`, refused unless they hash to `expected`. What is checked is what is used.
+
+    A file of another `size` than its record says is refused before it is read.
+    """
     path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
         raise InvalidArtefact(f"{folder}: names the file {name!r}; expected a plain name inside the folder")
     try:
-        content = _read_regular(path)
+        content = _read_regular(path, size)
     except (OSError, ValueError) as error:
         raise InvalidArtefact(f"{path} can't be read ({error}); the folder is incomplete, make it again") from error
     found = sha256(content)
@@ -93,11 +99,14 @@ def read_verified(folder: Path, name: str, expected: str) -> bytes:
     return content
 
 
-def _read_regular(path: Path) -> bytes:
+def _read_regular(path: Path, size: int | None = None) -> bytes:
     """The bytes of a plain file: a link is not followed, a pipe is not waited for."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("it is not a regular file")
+        if size is not None and status.st_size != size:
+            raise OSError(f"it has {status.st_size} bytes, its record says {size}")
         return file.read()
 
 
@@ -109,8 +118,9 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _refuse_strangers(fresh: Path, folder: Path) -> None:
-    strangers = sorted({path.name for path in folder.iterdir()} - {path.name for path in fresh.iterdir()})
+def _refuse_strangers(fresh: Path, folder: Path, replaces: Collection[str]) -> None:
+    known = {*replaces, *(path.name for path in fresh.iterdir())}
+    strangers = sorted({path.name for path in folder.iterdir()} - known)
     if strangers:
         raise InvalidInput(
             f"{folder} holds {', '.join(strangers[:3])}{', …' * (len(strangers) > 3)}, which would be deleted; "

@@ -45,7 +45,10 @@ class Condition(nn.Module):
     def forward(self, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
         told = (s, t)[: self.times]
         sinusoids = [torch.sin(time[:, None] * self.waves + self.phases) for time in told]
-        vector = self.project(torch.cat(sinusoids, dim=1) if self.times > 1 else sinusoids[0])
+        waves = torch.cat(sinusoids, dim=1) if self.times > 1 else sinusoids[0]
+        vector = self.project(
+            waves.to(self.project[0].weight.dtype)
+        )  # float32 waves under a network of lower precision
         return vector if self.label is None else vector + self.label(label)
 
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import core, native
-from .artefact import sha256
+from . import core, engines
+from .artefact import json_bytes, sha256
 from .engines import manifest as manifests
-from .engines import onnx
+from .engines.runner import Request, Runner
 from .errors import BackendUnavailable, InvalidArtefact, InvalidInput, NotFinite
 from .noise import PICTURE_LIMIT, SEED_LIMIT
 from .pictures import OUTPUT_TYPES, Output, model_values, read_image, read_mask
@@ -34,16 +34,17 @@ class Known(NamedTuple):
 Callback = Callable[["Flow", int, float, dict[str, Any]], object]
 
 
-def load(source: str | Path, *, threads: int = 0) -> "Flow":
+def load(source: str | Path, *, threads: int = 0, device: str = "cpu") -> "Flow":
     """Open an engine folder or a checkpoint folder; every file's hash is checked before the file is used.
 
-    `threads` are the threads of one network call, 0 for one a physical core.
+    `threads` are the threads of one network call, 0 for one a physical core. `device` is where it runs.
     """
     folder = Path(source)
     threads = _count("threads", threads, 0, THREADS_LIMIT)
     if manifests.is_engine(folder):
-        denoiser, manifest = onnx.open_engine(folder, threads)
-        return Flow(denoiser, manifest.spec, onnx.BACKEND, sha256(str(sorted(manifest.files.items())).encode()))
+        runner, manifest = engines.open_engine(folder, threads, device)
+        identity = sha256(json_bytes({name: file.sha256 for name, file in sorted(manifest.files.items())}))
+        return Flow(runner, manifest.spec, manifest.backend, identity)
     if (folder / "spec.json").is_file():
         return _load_checkpoint(folder, threads)
     if not folder.exists():
@@ -68,14 +69,14 @@ def _load_checkpoint(folder: Path, threads: int) -> "Flow":
         torch.set_num_threads(threads)
     model, spec = checkpoint.load(folder)
     refuse_extra_channels(spec)
-    return Flow(eager.denoiser(model, spec), spec, eager.BACKEND, checkpoint.weights_sha256(folder))
+    return Flow(eager.runner(model, spec), spec, eager.BACKEND, checkpoint.weights_sha256(folder))
 
 
 class Flow:
     """A loaded generator. Safe to call from several threads; picture i of a seed is the same in every call."""
 
-    def __init__(self, denoiser: native.Denoiser, spec: Spec, backend: str, identity: str) -> None:
-        self.denoiser = denoiser
+    def __init__(self, runner: Runner, spec: Spec, backend: str, identity: str) -> None:
+        self.runner = runner
         self.spec = spec
         self.backend = backend
         self.identity = identity  # tells the weights and the graph that run
@@ -117,10 +118,9 @@ class Flow:
         self._check_guidance(guidance, label)
         self._check_output_type(output_type)
         plan = self.plan(steps, solver, grid)
-        samples = native.sample(
-            self.denoiser,
+        request = Request(
             plan,
-            batch=batch,
+            batch,
             seed=_count("seed", seed, 0, SEED_LIMIT - 1),
             first=_count("first", first, 0, PICTURE_LIMIT - batch),
             guidance=guidance,
@@ -130,6 +130,7 @@ class Flow:
             image=known.image if known else None,
             on_row=self._on_row(plan, callback, callback_on_step_end),
         )
+        samples = self.runner.run(request)
         finite = np.isfinite(samples.states).reshape(batch, -1).all(1)
         if not finite.all():
             raise NotFinite(

@@ -1,13 +1,12 @@
 """What a network is, as frozen dataclasses that go to JSON and come back: the part of a checkpoint that people read."""
 
 import dataclasses
-import json
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
 from .core import PATHS, PREDICTIONS, SOLVERS, Path
 from .errors import InvalidArtefact, InvalidInput
+from .records import from_json
 
 
 @dataclass(frozen=True)
@@ -100,15 +99,16 @@ class Spec:
     def from_json(cls, data: Any, where: str) -> "Spec":
         """A spec from JSON; `where` names the file in the errors."""
         try:
-            network = {**data["network"]}
+            rest, network = {**data}, {**data["network"]}
+            del rest["network"]
             kind = network.pop("kind")
-            if kind not in NETWORKS:
-                raise InvalidArtefact(f"{where}: network kind is {kind!r}; this pyflow knows {', '.join(NETWORKS)}")
-            return _build(cls, {**data, "network": _build(NETWORKS[kind], network, where)}, where)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError) as error:
             raise InvalidArtefact(
                 f"{where} is not a pyflow spec ({type(error).__name__}: {error}); export it again"
             ) from error
+        if kind not in list(NETWORKS):
+            raise InvalidArtefact(f"{where}: network kind is {kind!r}; this pyflow knows {', '.join(NETWORKS)}")
+        return from_json(cls, rest, where, network=from_json(NETWORKS[kind], network, where))
 
 
 def refuse_extra_channels(spec: Spec) -> None:
@@ -119,31 +119,6 @@ def refuse_extra_channels(spec: Spec) -> None:
             f"the network takes extra={extra} channels beside the state; expected 0: the sampler and the exporter have "
             "nothing to give it there, call the model itself"
         )
-
-
-def _build(cls: type, data: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise InvalidArtefact(f"{where}: unknown field {', '.join(unknown)}; a newer pyflow may have written it")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    for name, value in values.items():
-        if not _fits(value, hints[name]):
-            raise InvalidArtefact(f"{where}: {name} is {json.dumps(data[name])}; expected {hints[name]}")
-    try:
-        return cls(**values)
-    except InvalidInput as error:
-        raise InvalidArtefact(f"{where}: {error}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if hint == tuple[int, ...]:
-        return isinstance(value, tuple) and all(type(item) is int for item in value)
-    if hint is float:
-        return type(value) in (int, float)
-    if hint in (int, str, bool):
-        return type(value) is hint
-    return isinstance(value, Network if hint == Network else typing.get_origin(hint) or hint)
 
 
 def _expect_common(network: Network) -> None:

@@ -52,9 +52,9 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_checkpoint) -> Path:
     """The ONNX engine of `tiny_checkpoint`; to be read only."""
-    from pyflow.export import export_onnx
+    from pyflow.export import export
 
-    export_onnx(tiny_checkpoint, tiny_checkpoint.with_name("tiny.engine"))
+    export(tiny_checkpoint, tiny_checkpoint.with_name("tiny.engine"))
     return tiny_checkpoint.with_name("tiny.engine")
 
 

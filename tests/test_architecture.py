@@ -12,13 +12,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A unit is a file or folder of the package (pyflow/X.py, pyflow/X/, kernels/, training/), or a folder beside it.
 FLOORS = [
-    {"core", "errors", "noise"},
+    {"core", "errors", "noise", "records"},
     {"kernels", "native", "spec", "timing", "artefact"},
     {"models", "pictures"},
     {"checkpoint"},
-    {"engines", "export", "training"},
+    {"engines", "training"},
     {"sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
-    {"metrics", "report", "page"},
+    {"certificate", "metrics", "report", "page"},
+    {"export"},
     {"cli", "commands", "demo"},
     {"benchmarks", "tests", "examples"},
 ]

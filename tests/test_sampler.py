@@ -9,7 +9,9 @@ import torch
 from tiny import POINTS, UNET, flow_of, save
 
 import pyflow
-from pyflow import checkpoint, core, export, native
+from pyflow import checkpoint, core, native
+from pyflow.certificate import reference
+from pyflow.engines.runner import LoopRunner, Request
 from pyflow.errors import InvalidArtefact, InvalidInput, PyflowError
 from pyflow.sampler import BATCH_LIMIT, STEPS_LIMIT, Flow
 from pyflow.spec import MLP, Spec
@@ -59,7 +61,7 @@ def test_engine_checkpoint_and_reference_make_the_same_picture(engine, original,
     setting = {"steps": 3, "solver": solver, "seed": seed, "label": [0, 1, 2], "guidance": 2.0}
     pictures = [flow.sample(3, **setting).states for flow in (engine, original)]
     model, spec = checkpoint.load(tiny_checkpoint)
-    expected = export.reference(model, spec, engine.plan(3, solver), torch.arange(3), seed, 2.0)
+    expected = reference(model, spec, Request(engine.plan(3, solver), 3, seed, 0, 2.0, np.arange(3), 3))
     for came in pictures:
         np.testing.assert_allclose(came, expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=f"seed {seed}")
 
@@ -117,7 +119,7 @@ def test_no_guidance_makes_one_call_and_guidance_makes_one_of_twice_the_batch(se
         asked.append((len(x), label.tolist()))
         out[:] = 0
 
-    flow = Flow(native.callable_denoiser(predict, UNET.shape), spec, "test", "none")
+    flow = Flow(LoopRunner(native.callable_denoiser(predict, UNET.shape)), spec, "test", "none")
     flow.sample(2, steps=2, label=[2, 1])
     flow.sample(2, steps=1, label=[2, 1], guidance=2.0)
     flow.sample(2, steps=1)
@@ -278,7 +280,7 @@ def test_a_network_that_breaks_down_is_an_error(seed):
     def predict(x, s, t, label, out):
         out[:] = np.nan
 
-    flow = Flow(native.callable_denoiser(predict, UNET.shape), Spec(UNET), "test", "none")
+    flow = Flow(LoopRunner(native.callable_denoiser(predict, UNET.shape)), Spec(UNET), "test", "none")
     with pytest.raises(PyflowError, match="NaN or an infinity"):
         _ = flow.sample(2, label=0, seed=seed).images
 

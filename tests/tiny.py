@@ -33,4 +33,4 @@ def save(folder: Path, spec: Spec, seed: int = 0) -> Path:
 
 def flow_of(spec: Spec, seed: int = 0) -> Flow:
     """A flow of a network that was never saved."""
-    return Flow(eager.denoiser(network(spec.network, seed), spec), spec, eager.BACKEND, "none")
+    return Flow(eager.runner(network(spec.network, seed), spec), spec, eager.BACKEND, "none")

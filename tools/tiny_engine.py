@@ -17,4 +17,4 @@ for weight in model.parameters():
     torch.nn.init.normal_(weight, std=0.1)
 with tempfile.TemporaryDirectory() as folder:
     checkpoint.save(Path(folder) / "tiny", model, Spec(network, null_label=True))
-    export.export_onnx(Path(folder) / "tiny", Path(sys.argv[1]))
+    export.export(Path(folder) / "tiny", Path(sys.argv[1]))

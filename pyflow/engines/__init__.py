@@ -1,1 +1,36 @@
-"""Engines: what runs a network. Each backend is a file that opens an artefact as a denoiser of the C++ loop."""
+"""Engines: what runs a network. Each backend is a file whose `open_engine` makes a runner of verified files."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+from pyflow.errors import InvalidArtefact
+
+from . import host
+from . import manifest as manifests
+from .manifest import PROOF, Manifest
+from .runner import Runner
+
+BACKENDS = ("onnx", "aoti", "openvino", "tensorrt")
+
+
+def open_engine(folder: Path, threads: int = 0, device: str = "cpu") -> tuple[Runner, Manifest]:
+    """Refuse what can't run here, verify every file against the manifest, then hand the verified bytes to the backend."""
+    manifest = manifests.read(folder)
+    if manifest.backend not in BACKENDS:
+        raise InvalidArtefact(
+            f"{folder} is a {manifest.backend!r} engine; this pyflow runs {', '.join(BACKENDS)}: upgrade pyflow"
+        )
+    host.refuse_misfit(str(folder), manifest.requires)
+    return runner(manifest, manifests.payload(folder, manifest), threads, device), manifest
+
+
+def runner(manifest: Manifest, files: Mapping[str, bytes], threads: int = 0, device: str = "cpu") -> Runner:
+    """The runner of files that were verified, or made just now."""
+    backend = import_module(f"pyflow.engines.{manifest.backend}")
+    try:
+        opened: Runner = backend.open_engine(manifest, files, threads, device)
+    except KeyError as error:
+        held = ", ".join(name for name in files if name != PROOF)
+        raise InvalidArtefact(f"the engine lacks {error}; it holds {held}: export it again") from error
+    return opened

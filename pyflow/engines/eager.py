@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from pyflow import native
 from pyflow.spec import Spec
 
+from .runner import LoopRunner
+
 BACKEND = "eager"
 
 
-def denoiser(model: nn.Module, spec: Spec) -> native.Denoiser:
+def runner(model: nn.Module, spec: Spec) -> LoopRunner:
     def predict(x: np.ndarray, s: np.ndarray, t: np.ndarray, label: np.ndarray, out: np.ndarray) -> None:
         # Copies: the arrays are read-only views, which from_numpy warns about.
         with torch.inference_mode():
             torch.from_numpy(out).copy_(model(*(torch.from_numpy(array.copy()) for array in (x, s, t, label))))
 
-    return native.callable_denoiser(predict, spec.network.shape)
+    return LoopRunner(native.callable_denoiser(predict, spec.network.shape))
 
 
 def denoise_function(model: nn.Module, spec: Spec, label: Tensor) -> Callable[[Tensor, float, float, bool], Tensor]:

@@ -1,47 +1,93 @@
-"""The manifest of an engine: what it is, what it was proved to do, and the hash of every file it runs."""
+"""The manifest of an engine: what it is, what it was proved to do, what it needs, and the hash of every file it runs."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyflow.artefact import read_json, read_verified
+from pyflow.artefact import json_bytes, read_json, read_verified, sha256
+from pyflow.core import PATHS, SOLVERS, Plan
 from pyflow.errors import InvalidArtefact
+from pyflow.records import from_json
 from pyflow.spec import Spec
 
-FORMAT = 1
-NAME = "manifest.json"
+FORMAT = 2
+NAME, PROOF = "manifest.json", "proof.npy"
 GUIDANCE_RULE = "p = u + g*(c - u), both from one batch; g=1 calls the network once"
+DENOISER, STEP, SAMPLER = WHATS = ("denoiser", "step", "sampler")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What an engine may differ from the float32 reference, whichever of the two its precision is held to."""
+
+    relative: float | None = None  # times max(1, guidance), as a share of the reference's largest value
+    psnr: float | None = None  # dB, of the pictures of each case
+
+
+BOUNDS = {"fp32": Bound(relative=1e-5), "bf16": Bound(psnr=40.0), "fp16": Bound(psnr=40.0), "int8": Bound(psnr=30.0)}
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The measured difference from the reference at export, as a share of the reference's largest value."""
+    """The measured difference from the reference at export."""
 
-    bound: float  # allowed, times max(1, guidance)
-    worst: float  # the largest measured error divided by max(1, guidance)
-    off_by_one: float  # the share of uint8 values that differ, always by one
+    bound: Bound
+    worst: float  # the largest relative error divided by max(1, guidance)
+    psnr: float  # dB, of the worst case; 200 where nothing differs
+    off_by_one: float  # the share of uint8 values that differ, over all cases
     batches: tuple[int, ...]
     steps: tuple[int, ...]
     guidance: tuple[float, ...]
+    masks: bool
     cases: int
+    seed: int
+    distances: dict[str, Any] = field(default_factory=dict)  # with their features named, where somebody judged
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """A plan that a sampler's graph holds."""
+
+    graph: str
+    solver: str
+    grid: tuple[float, ...]
+    guidance: float
+
+    def plan(self, spec: Spec) -> Plan:
+        return SOLVERS[self.solver](PATHS[spec.path], spec.prediction, self.grid)
+
+
+@dataclass(frozen=True)
+class File:
+    sha256: str
+    bytes: int
 
 
 @dataclass(frozen=True)
 class Manifest:
     backend: str
     what: str
+    precision: str
     spec: Spec
-    inputs: tuple[str, ...]
-    dtype: str
-    guidance_rule: str
+    inputs: tuple[str, ...]  # of the denoiser inside
     weights_sha256: str
-    files: dict[str, str]
-    versions: dict[str, Any]
-    certificate: Certificate
+    files: dict[str, File]
+    requires: dict[str, Any]  # of the machine: see host.py
+    versions: dict[str, str]
+    certificate: Certificate | None  # None until it is proved; such an engine is never published
+    plans: tuple[PlanRecord, ...] = ()
+    guidance_rule: str = GUIDANCE_RULE
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "spec": self.spec.to_json()}
+        body = {**asdict(self), "spec": self.spec.to_json()}
+        return {**body, "seal": seal(body)}
+
+
+def seal(body: dict[str, Any]) -> str:
+    """The hash of everything else in the manifest: an edited figure is noticed, as a flipped bit of the payload is."""
+    return sha256(json_bytes({name: value for name, value in body.items() if name != "seal"}))
 
 
 def is_engine(folder: Path) -> bool:
@@ -49,32 +95,44 @@ def is_engine(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Manifest:
+    """The manifest of an engine, refused unless it is whole, unedited, and of a format that this pyflow reads."""
     path = folder / NAME
     data = read_json(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else data
-        raise InvalidArtefact(
-            f"{path} has format {found!r}; this pyflow reads {FORMAT}: upgrade pyflow or export again"
-        )
-    try:
-        spec = Spec.from_json(data["spec"], str(path))
-        certificate = Certificate(**{key: _tuples(value) for key, value in data["certificate"].items()})
-        rest = {key: _tuples(value) for key, value in data.items() if key not in ("spec", "certificate")}
-        manifest = Manifest(**rest, spec=spec, certificate=certificate)
-    except (KeyError, TypeError, AttributeError) as error:
-        expected = ", ".join(field.name for field in fields(Manifest))
-        raise InvalidArtefact(f"{path} is not an engine's manifest ({error}); expected {expected}") from error
-    if not isinstance(manifest.files, dict) or not manifest.files:
-        raise InvalidArtefact(f"{path} names no files; the engine is incomplete, export it again")
-    if not isinstance(manifest.inputs, tuple) or not all(isinstance(name, str) for name in manifest.inputs):
-        raise InvalidArtefact(f"{path}: inputs is {manifest.inputs!r}; expected names, export it again")
+        newer = isinstance(found, int) and found > FORMAT
+        way_out = "upgrade pyflow" if newer else "export it again"
+        raise InvalidArtefact(f"{path} has format {found!r}; this pyflow reads {FORMAT}: {way_out}")
+    if data.get("seal") != seal(data):
+        raise InvalidArtefact(f"{path} does not fit its own seal: it was edited or damaged, export it again")
+    body = {name: value for name, value in data.items() if name not in ("seal", "spec")}
+    manifest: Manifest = from_json(Manifest, body, str(path), spec=Spec.from_json(data.get("spec"), str(path)))
+    _check(manifest, path)
     return manifest
+
+
+def files_of(folder: Path) -> tuple[str, ...]:
+    """The files that an engine's manifest names, whatever else is wrong with it; none where there is no engine."""
+    try:
+        return tuple(read_json(folder / NAME)["files"])
+    except (InvalidArtefact, KeyError, TypeError):
+        return ()
 
 
 def payload(folder: Path, manifest: Manifest) -> dict[str, bytes]:
     """The engine's files by name, each verified; what is returned is what was hashed."""
-    return {name: read_verified(folder, name, digest) for name, digest in manifest.files.items()}
+    return {name: read_verified(folder, name, file.sha256, file.bytes) for name, file in manifest.files.items()}
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _check(manifest: Manifest, path: Path) -> None:
+    for name, known in (("what", WHATS), ("precision", PRECISIONS), ("guidance_rule", (GUIDANCE_RULE,))):
+        value = getattr(manifest, name)
+        if value not in known:
+            raise InvalidArtefact(f"{path}: {name} is {value!r}; this pyflow knows {', '.join(known)}: upgrade pyflow")
+    if not manifest.files or manifest.certificate is None:
+        raise InvalidArtefact(f"{path} names no files or no certificate; the engine is incomplete, export it again")
+    for record in manifest.plans:
+        if record.solver not in SOLVERS:
+            raise InvalidArtefact(
+                f"{path}: a plan has solver {record.solver!r}; this pyflow knows {', '.join(SOLVERS)}"
+            )

@@ -1,0 +1,261 @@
+"""The certificate of an engine: sampled beside the float32 reference, on fresh noise, over all that it will be asked.
+
+The reference is `core.sample` on the torch model. Its first pictures are kept in the engine as its proof, so that
+`pyflow verify` can repeat the comparison where there is neither torch nor the checkpoint.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import core, native
+from .engines.manifest import SAMPLER, Bound, Certificate, Manifest, PlanRecord
+from .engines.runner import Request, Runner
+from .errors import InvalidArtefact, PyflowError
+from .noise import normal
+from .spec import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+BATCHES, STEPS, GUIDANCES = (1, 3, 16), (1, 2, 4), (1.0, 4.0)
+LONG_STEPS, LONG_BATCH = 50, 3
+PROOF_PICTURES = 3
+OFF_BY_ONE_BOUND = 1e-3
+NO_DIFFERENCE_DB = 200.0
+
+Progress = Callable[[Sequence["Case"]], Any]
+
+
+class ParityError(PyflowError, ArithmeticError):
+    """The engine differs from the reference by more than its bound."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run to compare. Picture i has label (i + shift), counted over the classes and, unguided, the null label."""
+
+    plan: core.Plan
+    batch: int
+    guidance: float
+    masked: bool
+    shift: int = 0
+
+    @property
+    def steps(self) -> int:
+        return len(self.plan)
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.steps} rows, guidance {self.guidance:g}{', masked' * self.masked}"
+
+
+def cases(spec: Spec, plans: Sequence[PlanRecord] = ()) -> list[Case]:
+    """All runs that an engine is proved at; for whole samplers, given as their plans, those plans alone."""
+    if plans:
+        return [Case(record.plan(spec), batch, record.guidance, False) for record in plans for batch in BATCHES]
+    guidances = GUIDANCES if spec.null_label else (1.0,)
+    sizes = [(steps, batch) for steps in STEPS for batch in BATCHES] + [(LONG_STEPS, LONG_BATCH)]
+    made = [
+        Case(_plan(spec, steps), batch, guidance, masked)
+        for steps, batch in sizes
+        for guidance in guidances
+        for masked in (False, True)
+    ]
+    beyond = range(max(BATCHES), spec.network.classes + 1, max(BATCHES))  # so that every label is seen
+    return made + [Case(_plan(spec, 1), max(BATCHES), 1.0, False, shift) for shift in beyond]
+
+
+def _plan(spec: Spec, steps: int) -> core.Plan:
+    return core.SOLVERS[spec.solver](spec.math_path, spec.prediction, core.uniform_grid(steps))
+
+
+def request_of(case: Case, spec: Spec, seed: int) -> Request:
+    classes = spec.network.classes
+    count = classes + (spec.null_label and case.guidance == 1.0)
+    label = (np.arange(case.batch) + case.shift) % count if count else None
+    mask, image = _known(spec, seed) if case.masked else (None, None)
+    return Request(case.plan, case.batch, seed, 0, case.guidance, label, classes, mask, image)
+
+
+def _known(spec: Spec, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random boxes to generate, as a mask, and something to keep."""
+    shape, rng = spec.network.shape, np.random.default_rng(seed)
+    mask = np.zeros(shape[-2:], np.float32)
+    for _ in range(2):
+        corners = [sorted(rng.integers(0, side + 1, 2)) for side in mask.shape]
+        mask[tuple(slice(low, high + 1) for low, high in corners)] = 1.0
+    return np.broadcast_to(mask, shape), rng.uniform(-1, 1, shape).astype(np.float32)
+
+
+class Expected:
+    """The reference's final states, computed once for each plan, guidance and mask, at the largest batch that asks."""
+
+    def __init__(self, spec: Spec, made: Sequence[Case], seed: int) -> None:
+        self.spec, self.seed = spec, seed
+        self.largest: dict[tuple[Any, ...], Case] = {}
+        for case in made:
+            known = self.largest.setdefault(_key(case), case)
+            if case.batch > known.batch:
+                self.largest[_key(case)] = case
+        self.states: dict[tuple[Any, ...], np.ndarray] = {}
+
+    def of(self, case: Case) -> np.ndarray:
+        return self.states[_key(case)][: case.batch]
+
+    def compute(self, model: "nn.Module", progress: Progress = iter) -> "Expected":
+        for case in progress(list(self.largest.values())):
+            self.states[_key(case)] = reference(model, self.spec, request_of(case, self.spec, self.seed))
+        return self
+
+    def proof(self) -> bytes:
+        """The first pictures of each, as an .npy file."""
+        rows = [self.states[key][:PROOF_PICTURES] for key, case in self.largest.items() if not case.shift]
+        padded = [
+            np.concatenate([row, np.zeros((PROOF_PICTURES - len(row), *row.shape[1:]), np.float32)]) for row in rows
+        ]
+        file = io.BytesIO()
+        np.save(file, np.stack(padded), allow_pickle=False)
+        return file.getvalue()
+
+    def read_proof(self, content: bytes) -> "Expected":
+        try:
+            rows = np.load(io.BytesIO(content), allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise InvalidArtefact(f"the engine's proof is no .npy file ({error}); export it again") from error
+        kept = [key for key, case in self.largest.items() if not case.shift]
+        expected = (len(kept), PROOF_PICTURES, *self.spec.network.shape)
+        if rows.shape != expected or rows.dtype != np.float32:
+            raise InvalidArtefact(
+                f"the engine's proof is {rows.dtype} {rows.shape}; expected float32 {expected}: export it again"
+            )
+        self.states = {key: row[: self.largest[key].batch] for key, row in zip(kept, rows)}
+        return self
+
+
+def _key(case: Case) -> tuple[Any, ...]:
+    return tuple(case.plan), case.guidance, case.masked, case.shift
+
+
+def reference(model: "nn.Module", spec: Spec, request: Request) -> np.ndarray:
+    """The final states of `core.sample` on the torch model, with the NumPy noise."""
+    import torch
+
+    from .engines.eager import denoise_function
+
+    batch, shape = request.batch, spec.network.shape
+
+    def noise(row: int) -> torch.Tensor:
+        drawn = normal(request.seed, request.first, batch, int(np.prod(shape)), row)
+        return torch.from_numpy(drawn).reshape(batch, *shape)
+
+    label = torch.zeros(batch, dtype=torch.int64) if request.label is None else torch.from_numpy(request.label)
+    known = {
+        name: None if value is None else torch.from_numpy(value.copy())
+        for name, value in (("mask", request.mask), ("image", request.image))
+    }
+    denoise = denoise_function(model, spec, label)
+    return core.sample(denoise, request.plan, noise, guidance=request.guidance, **known).numpy()
+
+
+def measure(
+    runner: Runner, spec: Spec, made: Sequence[Case], expected: Expected, bound: Bound, progress: Progress = iter
+) -> Certificate:
+    """Run every case; ParityError, which names it, at the first that is beyond the bound."""
+    worst, psnr, differing, values = 0.0, NO_DIFFERENCE_DB, 0, 0
+    where = f"seed {expected.seed}"
+    for case in progress(made):
+        truth = expected.of(case)
+        states = runner.run(request_of(case, spec, expected.seed)).states
+        if states.shape != (case.batch, *spec.network.shape):
+            raise ParityError(f"{case}, {where}: the engine made {states.shape}, one state a picture was asked for")
+        came = states[: len(truth)]
+        error = float(np.abs(came - truth).max() / np.abs(truth).max()) / max(1.0, case.guidance)
+        likeness = _psnr(came, truth)
+        differences = _pixel_differences(came, truth)
+        _hold(f"{case}, {where}", bound, error, likeness, differences)
+        if not np.isfinite(states).all():
+            raise ParityError(f"{case}, {where}: the engine made a NaN or an infinity")
+        worst, psnr = max(worst, error), min(psnr, likeness)
+        differing, values = differing + int((differences > 0).sum()), values + differences.size
+    # Over all cases: in one small picture a single value at a rounding border is more than the bound.
+    if bound.relative is not None and differing > OFF_BY_ONE_BOUND * values:
+        raise ParityError(
+            f"{where}: {differing / values:.2%} of uint8 values are off by one; allowed: {OFF_BY_ONE_BOUND:.1%}"
+        )
+    return Certificate(
+        bound=bound,
+        worst=worst,
+        psnr=psnr,
+        off_by_one=differing / values,
+        batches=tuple(sorted({case.batch for case in made})),
+        steps=tuple(sorted({case.steps for case in made})),
+        guidance=tuple(sorted({case.guidance for case in made})),
+        masks=any(case.masked for case in made),
+        cases=len(made),
+        seed=expected.seed,
+    )
+
+
+def _hold(where: str, bound: Bound, error: float, psnr: float, differences: np.ndarray) -> None:
+    """Refuse what is beyond the bound; a NaN is beyond any."""
+    if bound.relative is not None and (not error <= bound.relative or differences.max() > 1):
+        raise ParityError(
+            f"{where}: relative error {error:.2e}, uint8 values off by up to {differences.max()}; "
+            f"allowed: {bound.relative:.0e}, 1"
+        )
+    if bound.psnr is not None and not psnr >= bound.psnr:
+        raise ParityError(f"{where}: PSNR {psnr:.1f} dB against float32; allowed: {bound.psnr:g} dB or more")
+
+
+def _psnr(came: np.ndarray, truth: np.ndarray) -> float:
+    """Of pictures, clamped to -1..1 as they are seen; of points, against their own extent."""
+    if not np.isfinite(came).all():
+        return float("nan")
+    peak = 2.0 if truth.ndim == 4 else float(np.ptp(truth))
+    if truth.ndim == 4:
+        came, truth = came.clip(-1, 1), truth.clip(-1, 1)
+    error = float(np.square(came.astype(np.float64) - truth).mean())
+    return min(NO_DIFFERENCE_DB, 10 * math.log10(peak**2 / error)) if error else NO_DIFFERENCE_DB
+
+
+def _pixel_differences(came: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """How far the uint8 pictures lie apart, value by value; one 0 for points, and for what has no pictures, NaN."""
+    if came.ndim != 4 or not np.isfinite(came).all():
+        return np.zeros(1, int)
+    return np.abs(native.to_uint8(came).astype(int) - native.to_uint8(expected).astype(int))
+
+
+def prove(
+    runner: Runner,
+    model: "nn.Module",
+    spec: Spec,
+    bound: Bound,
+    plans: Sequence[PlanRecord] = (),
+    progress: Progress = iter,
+) -> tuple[Certificate, bytes]:
+    """The certificate on fresh noise, and the proof to keep in the engine."""
+    made = cases(spec, plans)
+    expected = Expected(spec, made, fresh_seed()).compute(model, progress)
+    return measure(runner, spec, made, expected, bound, progress), expected.proof()
+
+
+def repeat(
+    runner: Runner, manifest: Manifest, proof: bytes, model: "nn.Module | None" = None, progress: Progress = iter
+) -> Certificate:
+    """The certificate again, here and now: on fresh noise where the model is given, else against the engine's proof."""
+    made = cases(manifest.spec, manifest.plans if manifest.what == SAMPLER else ())
+    if model is not None:
+        expected = Expected(manifest.spec, made, fresh_seed()).compute(model, progress)
+    else:
+        made = [case for case in made if not case.shift]
+        expected = Expected(manifest.spec, made, manifest.certificate.seed).read_proof(proof)
+    again = measure(runner, manifest.spec, made, expected, manifest.certificate.bound, progress)
+    return replace(again, distances=manifest.certificate.distances)
+
+
+def fresh_seed() -> int:
+    return int(np.random.SeedSequence().generate_state(1)[0])

@@ -1,0 +1,78 @@
+"""What is ordered of an export, what a builder gives back, and the graphs that an order asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from pyflow import core
+from pyflow.engines.manifest import DENOISER, PRECISIONS, SAMPLER, STEP, WHATS, PlanRecord
+from pyflow.errors import InvalidInput
+from pyflow.spec import Spec
+
+from .shapes import DTYPES, Denoiser, Sampler, Step
+
+Shape = Denoiser | Step | Sampler
+
+
+@dataclass(frozen=True)
+class Order:
+    """`steps`, `guidance` and `grid` are of whole samplers; the other shapes take theirs at run time."""
+
+    what: str = DENOISER
+    precision: str = "fp32"
+    steps: tuple[int, ...] = (1, 2, 4)
+    guidance: float = 1.0
+    solver: str | None = None
+    grid: str = "uniform"
+    device: str = "cpu"
+
+    def check(self, spec: Spec) -> None:
+        for name, known in (
+            ("what", WHATS),
+            ("precision", PRECISIONS),
+            ("grid", core.GRIDS),
+            ("device", ("cpu", "cuda")),
+        ):
+            if getattr(self, name) not in known:
+                raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if self.what != SAMPLER:
+            return
+        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) != len(self.steps):
+            raise InvalidInput(f"steps is {self.steps}; expected step counts, each once")
+        if self.guidance != 1.0 and not spec.null_label:
+            raise InvalidInput(f"guidance is {self.guidance}; expected 1, this network knows no null label")
+        for record in self.plans(spec):
+            if any(row.n for row in record.plan(spec)):
+                raise InvalidInput(
+                    f"solver {record.solver!r} draws noise in every row; a whole sampler takes it at the start only"
+                )
+
+    def plans(self, spec: Spec) -> tuple[PlanRecord, ...]:
+        """The plans of whole samplers; none for the other shapes."""
+        if self.what != SAMPLER:
+            return ()
+        solver = self.solver or spec.solver
+        grids = {steps: tuple(core.GRIDS[self.grid](steps)) for steps in self.steps}
+        return tuple(PlanRecord(f"sampler-{steps}", solver, grid, self.guidance) for steps, grid in grids.items())
+
+
+@dataclass(frozen=True)
+class Built:
+    """The files of an engine, what they need of the machine, and what made them."""
+
+    files: dict[str, bytes]
+    requires: dict[str, Any] = field(default_factory=dict)
+    packages: Sequence[str] = ("torch",)
+
+
+def shapes_of(model: nn.Module, spec: Spec, order: Order) -> dict[str, Shape]:
+    """The modules to export, by the names of their graphs."""
+    denoiser = Denoiser(model, spec, DTYPES.get(order.precision, DTYPES["fp32"]))  # int8 starts from float32
+    if order.what == DENOISER:
+        return {"denoiser": denoiser}
+    if order.what == STEP:
+        guided = {"step-guided": Step(denoiser, spec, guided=True)} if spec.null_label else {}
+        return {"step": Step(denoiser, spec, guided=False), **guided}
+    return {record.graph: Sampler(denoiser, spec, record.plan(spec), record.guidance) for record in order.plans(spec)}

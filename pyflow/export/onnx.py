@@ -1,0 +1,82 @@
+"""ONNX engines: torch modules as graphs with a dynamic batch, and several graphs over one file of weights."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pyflow.engines.onnx import WEIGHTS
+from pyflow.errors import BackendUnavailable, InvalidInput
+from pyflow.spec import Spec
+
+from .build import Built, Order, Shape, shapes_of
+from .shapes import FIXED
+
+if TYPE_CHECKING:
+    import onnx
+
+BATCH_LIMIT = 2**20
+SHARED_BYTES = 1024  # a smaller tensor stays in each graph
+
+
+def build(model: nn.Module, spec: Spec, order: Order) -> Built:
+    if order.precision == "bf16":
+        raise InvalidInput("precision is 'bf16'; ONNX Runtime has no such convolutions, expected fp32, fp16 or int8")
+    graphs = {f"{name}.onnx": trace(shape, spec) for name, shape in shapes_of(model, spec, order).items()}
+    return Built(payload(graphs), packages=("torch", "onnx", "onnxruntime"))
+
+
+def trace(shape: Shape, spec: Spec) -> "onnx.ModelProto":
+    """The module as a graph whose inputs begin with the batch."""
+    # It warns of torchvision's missing operators, which no network here has.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch", min=1, max=BATCH_LIMIT)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                shape.eval(),
+                shape.examples(spec),
+                input_names=list(shape.names),
+                output_names=list(shape.outputs),
+                dynamic_shapes={"inputs": tuple({} if name in FIXED else {0: batch} for name in shape.names)},
+                dynamo=True,
+                verbose=False,
+            )
+    except ImportError as error:
+        raise BackendUnavailable(
+            f'export needs onnx and onnxscript ({error}): pip install "pyflow-engine[export]"'
+        ) from error
+    assert program is not None  # what the dynamo exporter returns
+    model = program.model_proto
+    # Where each node came from in Python, and shapes that a runtime infers anew: two thirds of a small file.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    del model.graph.value_info[:]
+    return model
+
+
+def payload(graphs: Mapping[str, "onnx.ModelProto"]) -> dict[str, bytes]:
+    """One graph as one file; several with their weights once, in a file beside them that any runtime finds."""
+    if len(graphs) == 1:
+        return {name: graph.SerializeToString() for name, graph in graphs.items()}
+    import onnx
+
+    weights, places = bytearray(), dict[bytes, int]()
+    files = {}
+    for name, graph in graphs.items():
+        for tensor in graph.graph.initializer:
+            content = tensor.raw_data
+            if len(content) < SHARED_BYTES:
+                continue
+            if content not in places:
+                weights.extend(b"\0" * (-len(weights) % 64))
+                places[content] = len(weights)
+                weights.extend(content)
+            onnx.external_data_helper.set_external_data(tensor, WEIGHTS, places[content], len(content))
+            tensor.ClearField("raw_data")
+        files[name] = graph.SerializeToString()
+    return {**files, WEIGHTS: bytes(weights)}
