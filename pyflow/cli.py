@@ -1,4 +1,4 @@
-"""The command line: `pyflow demo|train|pairs|distill|export|sample|bench|info`."""
+"""The command line: `pyflow demo|train|pairs|distill|export|verify|sample|bench|info`."""
 
 import argparse
 import json
@@ -6,11 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import __version__, core, native
+from .engines import BACKENDS
 from .engines import manifest as manifests
+from .engines.manifest import Certificate
 from .errors import PyflowError
 from .sampler import load
 from .training.recipes import STUDENTS, TEACHERS, Recipe
@@ -47,19 +50,50 @@ def _distill(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     from . import commands
+    from .export.build import Order
 
-    made = commands.export_engine(arguments.source, arguments.out, arguments.to)
+    names = ("what", "precision", "steps", "guidance", "solver", "grid", "device")
+    order = Order(**{name: getattr(arguments, name) for name in names})
+    own = {name: getattr(arguments, name) for name in ("psnr", "judge", "data")}
+    made = commands.export_engine(arguments.source, arguments.out, arguments.to, order, **own)
     certificate = manifests.read(arguments.out).certificate
-    print(
-        f"{'exported' if made else 'was exported already'}: {arguments.out}, relative error {certificate.worst:.1e} "
-        f"over {certificate.cases} cases (bound {certificate.bound:.0e})"
+    assert certificate is not None  # read() refuses an engine without one
+    print(f"{'exported' if made else 'was exported already'}: {arguments.out}, {_proved(certificate)}")
+    for name in ("checkpoint", "engine"):
+        for steps, distance in certificate.distances.get(name, {}).items():
+            print(f"{name:>10} at {steps:>3} steps: distance {distance:.4f} ({certificate.distances['features']})")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from .verify import verify
+
+    progress = partial(tqdm, desc="verified", unit="case", leave=False)
+    certificate = verify(
+        arguments.source,
+        arguments.checkpoint,
+        threads=arguments.threads,
+        device=arguments.device,
+        progress=progress,
+    )
+    against = "its checkpoint on fresh noise" if arguments.checkpoint else "the proof it carries"
+    print(f"verified: {arguments.source} against {against}, {_proved(certificate)}")
+
+
+def _proved(certificate: Certificate) -> str:
+    bound = certificate.bound
+    allowed = f"{bound.relative:.0e} relative" if bound.psnr is None else f"{bound.psnr:g} dB"
+    return (
+        f"relative error {certificate.worst:.1e}, PSNR {certificate.psnr:.1f} dB, "
+        f"{certificate.off_by_one:.2%} of uint8 values off by one, over {certificate.cases} cases (bound {allowed})"
     )
 
 
 def _sample(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    flow = load(arguments.source, threads=arguments.threads)
+    flow = load(arguments.source, threads=arguments.threads, device=arguments.device)
     plan = flow.plan(arguments.steps, arguments.solver, arguments.grid)
     with tqdm(total=len(plan), desc="rows", unit="row", disable=len(plan) < 10) as bar:
         output = flow.sample(
@@ -87,7 +121,7 @@ def _bench(arguments: argparse.Namespace) -> None:
     from .commands import latency
     from .timing import machine
 
-    flow = load(arguments.source, threads=arguments.threads)
+    flow = load(arguments.source, threads=arguments.threads, device=arguments.device)
     timings = latency(flow, tuple(arguments.steps), tuple(arguments.batch), arguments.guidance)
     print(f"{'steps':>6} {'batch':>6} {'median ms':>10} {'p99 ms':>9} {'ms/image':>9}")
     for (steps, batch), timing in timings.items():
@@ -169,8 +203,22 @@ def _parser() -> argparse.ArgumentParser:
 
     export = command("export", _export, "export a checkpoint as an engine, with its parity certificate")
     export.add_argument("source", type=Path, help="the checkpoint")
-    export.add_argument("--to", default="onnx", help="the backend")
+    export.add_argument("--to", default="onnx", help=f"the backend, one of {', '.join(BACKENDS)}")
     export.add_argument("--out", type=Path, required=True, help="the engine's folder, NAME.engine")
+    export.add_argument("--what", default="denoiser", help=f"one of {', '.join(manifests.WHATS)}")
+    export.add_argument("--precision", default="fp32", help=f"one of {', '.join(manifests.PRECISIONS)}")
+    export.add_argument("--steps", type=_counts, default=(1, 2, 4), help="of whole samplers, such as 1,2,4")
+    export.add_argument("--guidance", type=float, default=1.0, help="of whole samplers, 1 is none")
+    export.add_argument("--solver", default=None, help=f"of whole samplers, one of {', '.join(core.SOLVERS)}")
+    export.add_argument("--grid", default="uniform", help=f"of whole samplers, one of {', '.join(core.GRIDS)}")
+    export.add_argument("--device", default="cpu", help="cpu or cuda: where the engine will run")
+    export.add_argument("--psnr", type=float, default=None, help="a bound of your own in dB, for the precision's")
+    export.add_argument("--judge", type=Path, default=None, help="a classifier's folder: keep distances too")
+    export.add_argument("--data", default="digits", help="what the classifier judges")
+
+    verify = command("verify", _verify, "prove an engine again, on this machine")
+    _add_source(verify)
+    verify.add_argument("--checkpoint", type=Path, default=None, help="its checkpoint: fresh noise, not its own proof")
 
     sample = command("sample", _sample, "make pictures")
     _add_source(sample)
@@ -198,9 +246,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(","))
+
+
 def _add_source(made: argparse.ArgumentParser) -> None:
     made.add_argument("source", type=Path, help="an engine or checkpoint")
     made.add_argument("--threads", type=int, default=0, help="threads of one network call, 0 for one a physical core")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, or tensorrt (ONNX Runtime's)")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoint, export
+from . import checkpoint, export, quality
 from .core import LINEAR
 from .engines import manifest as manifests
+from .engines.manifest import Bound
 from .errors import InvalidArtefact, InvalidInput
+from .export.build import Order
 from .sampler import Flow, load
 from .spec import Spec
 from .timing import Timing, interleave
@@ -76,24 +78,47 @@ def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) 
     return train(setting, spec, paired(tensors), folder, start=model)
 
 
-def export_engine(source: Path, folder: Path, backend: str) -> bool:
-    """Export a checkpoint; False when `folder` already is the engine of these weights."""
-    _expect_one_of("--to", backend, export.EXPORTERS)
-    if manifests.is_engine(folder) and _is_engine_of(source, folder, backend):
+def export_engine(
+    source: Path,
+    folder: Path,
+    backend: str,
+    order: Order | None = None,
+    *,
+    psnr: float | None = None,
+    judge: Path | None = None,
+    data: str = "digits",
+) -> bool:
+    """Export a checkpoint; False when `folder` already is the engine that was ordered, of these weights.
+
+    `psnr` is a bound of one's own in dB. With `judge`, the folder of a classifier of `data`, the certificate keeps
+    the distances of the engine's pictures and of the checkpoint's.
+    """
+    order = order or Order()
+    if manifests.is_engine(folder) and _is_engine_of(source, folder, backend, order):
         return False
-    export.EXPORTERS[backend](source, folder)
+    bound = None if psnr is None else Bound(psnr=psnr)
+    export.export(source, folder, backend, order, bound=bound, judge=_judging(source, order, judge, data))
     return True
 
 
-def _is_engine_of(source: Path, folder: Path, backend: str) -> bool:
-    """Whether the engine was made of these weights; a damaged one counts as none, so that an export mends it."""
+def _judging(source: Path, order: Order, folder: Path | None, data: str) -> export.Judge | None:
+    if folder is None:
+        return None
+    judge, reference = quality.Judge.of(folder, data), load(source)
+    return partial(quality.change, judge, reference, steps=order.steps, guidance=order.guidance)
+
+
+def _is_engine_of(source: Path, folder: Path, backend: str, order: Order) -> bool:
+    """Whether the folder is what was ordered; a damaged one counts as none, so that an export mends it."""
     try:
         manifest = manifests.read(folder)
         manifests.payload(folder, manifest)
     except InvalidArtefact as error:
         tqdm.write(f"exported again: {error}")
         return False
-    return manifest.weights_sha256 == checkpoint.weights_sha256(source) and manifest.backend == backend
+    made = manifest.backend, manifest.what, manifest.precision, manifest.plans, manifest.weights_sha256
+    plans = order.plans(checkpoint.load_spec(source))
+    return made == (backend, order.what, order.precision, plans, checkpoint.weights_sha256(source))
 
 
 def latency(

@@ -7,32 +7,26 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from . import commands, report
-from .metrics import frechet_distance, label_accuracy
 from .page import Measure, Report
+from .quality import PICTURES, Judge
 from .sampler import Flow, load
 from .timing import machine
-from .training.classifier import Classifier, features_and_labels, judge
-from .training.data import digits
 
 STEPS = (1, 2, 4, 200)
 GUIDANCE = 2.0
 PAIRS = 2560
-JUDGED = 300
 SHOWN = 50
 TIMED_BATCH = 16
-BATCH = 100
 
 
 def run(folder: Path, report_folder: Path) -> list[Measure]:
     started = time.perf_counter()
     teacher, student, pairs = folder / "teacher", folder / "student", folder / "pairs"
-    data, test = digits(), digits("test")
-    classifier, accuracy = judge(folder / "classifier", data, test)
-    _say("classifier", f"reads {accuracy:.1%} of the held-out digits")
+    judge = Judge.of(folder / "classifier", "digits")
+    _say("classifier", f"reads {judge.accuracy:.1%} of the held-out digits")
 
     _stage("teacher", commands.train_teacher("cfm", "digits", teacher), teacher)
     _stage("teacher engine", commands.export_engine(teacher, _engine(teacher), "onnx"), _engine(teacher))
@@ -44,22 +38,20 @@ def run(folder: Path, report_folder: Path) -> list[Measure]:
     _stage("student engine", commands.export_engine(student, _engine(student), "onnx"), _engine(student))
 
     flows = {"teacher": (load(_engine(teacher)), GUIDANCE), "student": (load(_engine(student)), 1.0)}
-    real = features_and_labels(classifier, data.images)[0].numpy()
-    held_out = features_and_labels(classifier, test.images)[0].numpy()
-    measures, pictures = _measure(flows, classifier, real)
+    measures, pictures = _measure(flows, judge)
     one = next(measure for measure in measures if (measure.method, measure.steps) == ("student", 1))
     found = Report(
         title="Handwritten digits in one network call",
         lead=f"The student makes in one call what its teacher makes in {STEPS[-1]}: {one.ms_per_image:.2f} ms a "
         f"picture, {one.speedup:.0f} times faster; the classifier reads {one.label_accuracy:.1%} of them as asked.",
         measures=measures,
-        floor=frechet_distance(held_out, real),
+        floor=judge.floor,
         pictures=pictures,
         protocol=f"ONNX Runtime under the C++ loop. ms/image and speed-up at batch {TIMED_BATCH}, first image at "
         f"batch 1, medians of interleaved rounds. The teacher runs with guidance {GUIDANCE:g} (two predictions a step, "
-        f"in one batch), which the student has in its weights. Distance: Fréchet, in the {real.shape[1]} features of a "
-        f"classifier trained in this run ({accuracy:.1%} right on held-out digits), {JUDGED} pictures against "
-        f"{len(real)} real ones.",
+        f"in one batch), which the student has in its weights. Distance: Fréchet, in the {judge.real.shape[1]} features "
+        f"of a classifier trained in this run ({judge.accuracy:.1%} right on held-out digits), {PICTURES} pictures against "
+        f"{len(judge.real)} real ones.",
         facts={"command": "pyflow demo", **machine()},
     )
     report.write(found, report_folder)
@@ -70,25 +62,16 @@ def run(folder: Path, report_folder: Path) -> list[Measure]:
 
 
 def _measure(
-    flows: dict[str, tuple[Flow, float]], classifier: Classifier, real: np.ndarray
+    flows: dict[str, tuple[Flow, float]], judge: Judge
 ) -> tuple[list[Measure], dict[tuple[str, int], np.ndarray]]:
     """Judge and time every plan of every flow; the pictures are of the same seed and labels."""
-    labels = np.arange(JUDGED) % 10
-    quality: dict[tuple[str, int], tuple[float, float]] = {}
+    quality: dict[tuple[str, int], list[float]] = {}
     pictures: dict[tuple[str, int], np.ndarray] = {}
     plans = [(method, steps) for method in flows for steps in STEPS]
     for method, steps in tqdm(plans, desc="judged", unit="plan"):
         flow, guidance = flows[method]
-        made = [
-            flow.sample(
-                BATCH, steps=steps, guidance=guidance, first=first, label=labels[first : first + BATCH].tolist()
-            )
-            for first in range(0, JUDGED, BATCH)
-        ]
-        states = torch.from_numpy(np.concatenate([output.states for output in made])).clamp(-1, 1)
-        features, read = features_and_labels(classifier, states)
-        quality[method, steps] = frechet_distance(features.numpy(), real), label_accuracy(read.numpy(), labels)
-        pictures[method, steps] = made[0].images[:SHOWN]
+        *quality[method, steps], images = judge.of_flow(flow, steps, guidance)
+        pictures[method, steps] = images[:SHOWN]
     seconds: dict[tuple[str, int, int], float] = {}
     for method, (flow, guidance) in flows.items():
         timings = commands.latency(flow, STEPS, (1, TIMED_BATCH), guidance)

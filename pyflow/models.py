@@ -4,6 +4,7 @@ s and t are float32 (batch,) times, label is int64 (batch,) with `classes` itsel
 `times=1` looks at s only; one with `classes=0` looks at no label.
 """
 
+import copy
 import math
 
 import torch
@@ -27,7 +28,10 @@ FASTEST_WAVE, SLOWEST_WAVE, WAVES = 100.0, 0.1, 32
 
 
 class Condition(nn.Module):
-    """Times and class to one vector: sinusoids of each time, two linear layers, a row of the class table added."""
+    """Times and class to one vector: sinusoids of each time, two linear layers, a row of the class table added.
+
+    The sinusoids are float32 whatever the dtype of the layers.
+    """
 
     waves: Tensor
     phases: Tensor
@@ -46,9 +50,7 @@ class Condition(nn.Module):
         told = (s, t)[: self.times]
         sinusoids = [torch.sin(time[:, None] * self.waves + self.phases) for time in told]
         waves = torch.cat(sinusoids, dim=1) if self.times > 1 else sinusoids[0]
-        vector = self.project(
-            waves.to(self.project[0].weight.dtype)
-        )  # float32 waves under a network of lower precision
+        vector = self.project(waves.to(self.project[0].weight.dtype))
         return vector if self.label is None else vector + self.label(label)
 
 
@@ -66,6 +68,15 @@ class MLPNet(nn.Module):
         for layer in self.hidden:
             h = F.silu(layer(h))
         return self.leave(h)
+
+
+def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in `dtype`, but for the waves of the times: at 100 radians bfloat16 keeps no digit of an angle."""
+    ours = copy.deepcopy(model).to(dtype)
+    for copied, original in zip(ours.modules(), model.modules()):
+        if isinstance(copied, Condition) and isinstance(original, Condition):
+            copied.waves, copied.phases = original.waves.clone(), original.phases.clone()
+    return ours
 
 
 def _norm(channels: int) -> nn.GroupNorm:

@@ -18,9 +18,8 @@ FLOORS = [
     {"checkpoint"},
     {"engines", "training"},
     {"sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
-    {"certificate", "metrics", "report", "page"},
-    {"export"},
-    {"cli", "commands", "demo"},
+    {"adapters", "certificate", "export", "metrics", "report", "page"},
+    {"cli", "commands", "demo", "quality", "verify"},
     {"benchmarks", "tests", "examples"},
 ]
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}

@@ -53,7 +53,13 @@ def test_from_data_to_pictures(tmp_path, capsys):
     assert run("info", student.with_suffix(".engine")) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["spec"]["provenance"]["pairs"]["guidance"] == 2.0
-    assert facts["certificate"]["worst"] <= facts["certificate"]["bound"]
+    assert facts["certificate"]["worst"] <= facts["certificate"]["bound"]["relative"] == 1e-5
+    assert run("verify", student.with_suffix(".engine")) == 0
+    assert "against the proof it carries" in capsys.readouterr().out
+    assert run("verify", student.with_suffix(".engine"), "--checkpoint", student) == 0
+    assert "against its checkpoint on fresh noise" in capsys.readouterr().out
+    assert run("verify", student.with_suffix(".engine"), "--checkpoint", teacher) == 2
+    assert "holds other weights" in capsys.readouterr().err
 
     # A student has its guidance in its weights: asking for more is refused.
     assert run("sample", student.with_suffix(".engine"), "--label", 3, "--guidance", 2, "--out", picture) == 2

@@ -15,7 +15,7 @@ BACKENDS = ("onnx", "aoti", "openvino", "tensorrt")
 
 
 def open_engine(folder: Path, threads: int = 0, device: str = "cpu") -> tuple[Runner, Manifest]:
-    """Refuse what can't run here, verify every file against the manifest, then hand the verified bytes to the backend."""
+    """Refuse what can't run here, verify every file, then hand the verified bytes to the backend."""
     manifest = manifests.read(folder)
     if manifest.backend not in BACKENDS:
         raise InvalidArtefact(

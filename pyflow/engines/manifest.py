@@ -1,4 +1,4 @@
-"""The manifest of an engine: what it is, what it was proved to do, what it needs, and the hash of every file it runs."""
+"""The manifest of an engine: what it is, what it was proved to do, what it needs, and the hash of every file."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -29,14 +29,12 @@ class Order:
     device: str = "cpu"
 
     def check(self, spec: Spec) -> None:
-        for name, known in (
-            ("what", WHATS),
-            ("precision", PRECISIONS),
-            ("grid", core.GRIDS),
-            ("device", ("cpu", "cuda")),
-        ):
+        choices = {"what": WHATS, "precision": PRECISIONS, "grid": core.GRIDS, "device": ("cpu", "cuda")}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if self.solver is not None and self.solver not in core.SOLVERS:
+            raise InvalidInput(f"solver is {self.solver!r}; expected one of {', '.join(core.SOLVERS)}")
         if self.what != SAMPLER:
             return
         if not self.steps or min(self.steps) < 1 or len(set(self.steps)) != len(self.steps):
@@ -46,7 +44,8 @@ class Order:
         for record in self.plans(spec):
             if any(row.n for row in record.plan(spec)):
                 raise InvalidInput(
-                    f"solver {record.solver!r} draws noise in every row; a whole sampler takes it at the start only"
+                    f"solver is {record.solver!r}, which draws noise in every row; expected one that does not: a whole "
+                    "sampler takes noise at its start only"
                 )
 
     def plans(self, spec: Spec) -> tuple[PlanRecord, ...]:

@@ -1,0 +1,37 @@
+"""Prove an engine again, on the machine where it will run; needs neither torch nor the checkpoint."""
+
+from pathlib import Path
+
+from . import certificate, engines
+from .artefact import read_verified
+from .engines.manifest import PROOF, Certificate
+from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
+
+
+def verify(
+    folder: Path,
+    source: Path | None = None,
+    *,
+    threads: int = 0,
+    device: str = "cpu",
+    progress: certificate.Progress = iter,
+) -> Certificate:
+    """Run every case of the certificate: on fresh noise beside its checkpoint `source`, else against its own proof."""
+    runner, manifest = engines.open_engine(folder, threads, device)
+    if PROOF not in manifest.files:
+        raise InvalidArtefact(f"{folder} holds no {PROOF}; the engine is incomplete, export it again")
+    record = manifest.files[PROOF]
+    proof = read_verified(folder, PROOF, record.sha256, record.bytes)
+    if source is None:
+        return certificate.repeat(runner, manifest, proof, progress=progress)
+    try:
+        from . import checkpoint
+    except ImportError as error:
+        raise BackendUnavailable(
+            f'{source} is a checkpoint, and running one needs torch ({error}): pip install "pyflow-engine[train]", '
+            "or verify against the engine's own proof"
+        ) from error
+    if checkpoint.weights_sha256(source) != manifest.weights_sha256:
+        raise InvalidInput(f"{source} holds other weights than {folder} was made of; expected its own checkpoint")
+    model, _ = checkpoint.load(source)
+    return certificate.repeat(runner, manifest, proof, model, progress)
