@@ -50,7 +50,7 @@ class Condition(nn.Module):
         told = (s, t)[: self.times]
         sinusoids = [torch.sin(time[:, None] * self.waves + self.phases) for time in told]
         waves = torch.cat(sinusoids, dim=1) if self.times > 1 else sinusoids[0]
-        vector = self.project(waves.to(self.project[0].weight.dtype))
+        vector = self.project(waves.to(next(self.project.parameters()).dtype))
         return vector if self.label is None else vector + self.label(label)
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import PIL.Image
     import torch
 
-OUTPUT_TYPES = ("np", "pil", "pt")
+OUTPUT_TYPES = ("np", "pil", "pt", "latent")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,14 @@ class Output:
         return grid_of(images, columns, scale)
 
     def of_type(self, output_type: str) -> Any:
-        return {"np": lambda: self.images, "pil": self.pil, "pt": self.torch}[output_type]()
+        """As diffusers means it: "np" is float32 NHWC in 0..1, "pt" float32 NCHW in 0..1, "latent" the states."""
+        kinds = {
+            "np": lambda: self.images.astype(np.float32) / np.float32(255),
+            "pil": self.pil,
+            "pt": self.torch,
+            "latent": lambda: self.states,
+        }
+        return kinds[output_type]()
 
 
 def grid_of(images: np.ndarray, columns: int, scale: int = 1) -> "PIL.Image.Image":

@@ -1,13 +1,17 @@
 """Export: what is published was proved; what is not proved is not published."""
 
+import errno
+import itertools
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import POINTS, UNET, save
 
-from pyflow import checkpoint, commands, load
+from pyflow import certificate, checkpoint, commands, load
 from pyflow.artefact import sha256
 from pyflow.certificate import ParityError, reference
 from pyflow.engines import manifest as manifests
@@ -218,6 +222,45 @@ def test_extra_channels_are_refused(tmp_path):
     save(tmp_path / "extra", Spec(replace(UNET, extra=2)))
     with pytest.raises(InvalidInput, match="extra=2"):
         export(tmp_path / "extra", tmp_path / "extra.engine")
+
+
+# ---- faults
+@pytest.mark.parametrize("standing", [False, True], ids=["absent", "old"])
+@pytest.mark.parametrize("call", ["write_bytes", "mkdir", "fsync", "rename"])
+def test_whatever_write_fails_an_engine_is_absent_old_or_complete(
+    tiny_checkpoint, tiny_engine, tmp_path, monkeypatch, built, call, standing
+):
+    built((tiny_engine / MODEL).read_bytes())
+    proof = certificate.prove(load(tiny_engine).runner, *checkpoint.load(tiny_checkpoint), BOUNDS["fp32"])
+    monkeypatch.setattr(certificate, "prove", lambda *_: proof)
+    folder, owner = tmp_path / "a.engine", Path if call in ("write_bytes", "mkdir") else os
+    if standing:
+        shutil.copytree(tiny_engine, folder)
+    old = manifests.read(folder) if standing else None
+    real = getattr(owner, call)
+    for at in itertools.count(1):
+        calls = itertools.count(1)
+
+        def faulty(*arguments, at=at, calls=calls, **named):
+            if next(calls) == at:
+                raise OSError(errno.ENOSPC, "no space left")
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, call, faulty)
+        try:
+            export(tiny_checkpoint, folder)
+            break
+        except OSError:
+            assert not standing or load(folder).sample(1, label=0).images.shape
+            if folder.exists():  # the one fault after the swap: the flush of the folder above
+                found = manifests.read(folder)
+                assert found == old or found.certificate == proof[0]
+                assert load(folder).backend == "onnx"
+            assert [path.name for path in tmp_path.iterdir()] == ["a.engine"] * folder.exists()
+        finally:
+            monkeypatch.setattr(owner, call, real)
+    assert at > 1 or (standing and call == "rename"), "no fault was injected"  # a swap is no os.rename
+    assert manifests.read(folder).certificate == proof[0]
 
 
 # ---- the command

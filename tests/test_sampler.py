@@ -132,7 +132,8 @@ def test_the_names_of_diffusers_mean_the_same(engine, seed):
     for generator in (seed, torch.Generator().manual_seed(seed)):
         came = engine.sample(2, generator=generator, **theirs)
         np.testing.assert_array_equal(came.states, own.states)
-        np.testing.assert_array_equal(engine.sample(2, generator=generator, output_type="np", **theirs), own.images)
+        pictures = engine.sample(2, generator=generator, output_type="np", **theirs)
+        np.testing.assert_array_equal(pictures, own.images / np.float32(255))
 
 
 def test_numbers_may_be_numpys(engine, seed):
@@ -149,7 +150,10 @@ def test_output_types(engine, seed):
     output = engine.sample(3, label=0, seed=seed)
     assert output.images.shape == (3, 8, 8, 1)
     assert output.images.dtype == np.uint8
-    np.testing.assert_array_equal(engine.sample(3, label=0, seed=seed, output_type="np"), output.images)
+    floats = engine.sample(3, label=0, seed=seed, output_type="np")
+    assert (floats.dtype, floats.shape) == (np.float32, (3, 8, 8, 1))
+    np.testing.assert_array_equal(np.rint(floats * 255), output.images)
+    np.testing.assert_array_equal(engine.sample(3, label=0, seed=seed, output_type="latent"), output.states)
     pil = engine.sample(3, label=0, seed=seed, output_type="pil")
     assert [(image.mode, image.size) for image in pil] == [("L", (8, 8))] * 3
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in pil]), output.images[..., 0])
@@ -229,8 +233,7 @@ BAD = {
         {"callback_on_step_end": "a"},
         "callback_on_step_end is a str; expected something to call",
     ),
-    "output type": ({"output_type": "jpeg"}, "output_type is 'jpeg'; expected one of np, pil, pt"),
-    "latents": ({"output_type": "latent"}, "output_type is 'latent'; expected one of"),
+    "output type": ({"output_type": "jpeg"}, "output_type is 'jpeg'; expected one of np, pil, pt, latent"),
 }
 
 

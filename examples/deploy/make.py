@@ -1,0 +1,33 @@
+"""Where torch is: export a checkpoint as a denoiser and as a whole sampler. An untrained one stands in for yours.
+
+python examples/deploy/make.py FOLDER [CHECKPOINT]
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pyflow import checkpoint
+from pyflow.export import export
+from pyflow.export.build import Order
+from pyflow.models import build
+from pyflow.spec import Spec, UNet
+
+
+def untrained(folder: Path) -> Path:
+    torch.manual_seed(0)
+    network = UNet(shape=(1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,), classes=3)
+    model = build(network)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    checkpoint.save(folder, model, Spec(network, null_label=True))
+    return folder
+
+
+folder = Path(sys.argv[1])
+source = Path(sys.argv[2]) if len(sys.argv) > 2 else untrained(folder / "checkpoint")
+for what in ("denoiser", "sampler"):
+    manifest = export(source, folder / f"{what}.engine", "onnx", Order(what=what, steps=(4,)))
+    assert manifest.certificate is not None
+    print(f"{what}.engine: relative error {manifest.certificate.worst:.1e} over {manifest.certificate.cases} cases")
