@@ -6,6 +6,7 @@
 #include <chrono>
 #include <optional>
 
+#include "aoti_denoiser.hpp"
 #include "errors.hpp"
 #include "fused_step.hpp"
 #include "onnx_denoiser.hpp"
@@ -242,6 +243,11 @@ PYBIND11_MODULE(_C, m) {
                  return std::make_unique<OnnxDenoiser>(library, bytes.data(), bytes.size(), threads);
              }),
              py::arg("library"), py::arg("model"), py::arg("threads"));
+    py::class_<AotiDenoiser, Denoiser>(m, "AotiDenoiser")
+        .def(py::init<const std::string&, const std::string&, std::vector<int64_t>, std::vector<std::string>, int64_t,
+                      const std::string&, bool>(),
+             py::arg("library"), py::arg("torch_library"), py::arg("shape"), py::arg("inputs"), py::arg("classes"),
+             py::arg("device"), py::arg("staged") = false, py::call_guard<py::gil_scoped_release>());
     py::class_<CallableDenoiser, Denoiser>(m, "CallableDenoiser")
         .def(py::init<py::object, std::vector<int64_t>>(), py::arg("function"), py::arg("shape"));
 

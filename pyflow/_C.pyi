@@ -39,6 +39,18 @@ class Denoiser:
 class OnnxDenoiser(Denoiser):
     def __init__(self, library: str, model: bytes, threads: int) -> None: ...
 
+class AotiDenoiser(Denoiser):
+    def __init__(
+        self,
+        library: str,
+        torch_library: str,
+        shape: Sequence[int],
+        inputs: Sequence[str],
+        classes: int,
+        device: str,
+        staged: bool = False,
+    ) -> None: ...
+
 class CallableDenoiser(Denoiser):
     def __init__(
         self,

@@ -7,6 +7,7 @@ in any shape that broadcasts to the batch.
 import importlib.util
 import operator
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -207,6 +208,19 @@ def _onnx_runtime_library() -> Path:
     return max(libraries)
 
 
+def aoti_denoiser(
+    library: Path, *, torch_library: Path, shape: Sequence[int], inputs: Sequence[str], classes: int, device: str
+) -> Denoiser:
+    """A network that AOTInductor compiled to `library`, run by the loaded libtorch_cpu.so; see pyflow.engines.aoti."""
+    if "x" not in inputs or len(set(inputs)) < len(inputs) or not {*inputs} <= {"x", "s", "t", "label"}:
+        raise InvalidInput(f"inputs is {inputs!r}; expected x and any of s, t, label, each once")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise InvalidInput(f"device is {device!r}; expected cpu, cuda or cuda:0")
+    device = "cuda:0" if device == "cuda" else device
+    classes, extents = _count("classes", classes, 0, 2**31), _extents(shape)
+    return _C.AotiDenoiser(str(library), str(torch_library), extents, list(inputs), classes, device)
+
+
 def callable_denoiser(
     function: Callable[[Floats, Floats, Floats, npt.NDArray[np.int64], Floats], object], shape: Sequence[int]
 ) -> Denoiser:
@@ -217,8 +231,11 @@ def callable_denoiser(
     """
     if not callable(function):
         raise InvalidInput(f"function is a {type(function).__name__}; expected something to call")
-    extents = [_count("an extent of shape", extent, 1, 2**31) for extent in shape]
-    return _C.CallableDenoiser(function, extents)
+    return _C.CallableDenoiser(function, _extents(shape))
+
+
+def _extents(shape: Sequence[int]) -> list[int]:
+    return [_count("an extent of shape", extent, 1, 2**31) for extent in shape]
 
 
 # ---- the loop
@@ -243,7 +260,7 @@ def sample(
     and first tell. `on_row(k)` is called after row k, from 0; what it raises ends the run.
     """
     if not isinstance(denoiser, _C.Denoiser):
-        raise InvalidInput(f"denoiser is a {type(denoiser).__name__}; expected onnx_denoiser or callable_denoiser")
+        raise InvalidInput(f"denoiser is a {type(denoiser).__name__}; expected one that this module makes")
     batch = _count("batch", batch, 1, PICTURE_LIMIT + 1)
     seed, first = _picture_numbers(seed, first, batch)
     guidance = _scalar("guidance", guidance)
