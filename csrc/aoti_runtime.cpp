@@ -92,8 +92,9 @@ std::string AotiRuntime::failure() const {
     const char* message = nullptr;
     if (get_last_error_) get_last_error_(&message);
     const std::string told = first_line(message);
-    // A call from the network into libtorch: the network knows only which one.
-    return told.find("API call failed") == std::string::npos ? told : told + ": " + reason();
+    // A call from the network into libtorch: the network knows only which one, with all its arguments.
+    if (told.find("API call failed") == std::string::npos) return told;
+    return told.substr(0, told.find('(')) + ": " + reason();
 }
 
 }  // namespace pyflow

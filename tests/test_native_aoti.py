@@ -44,7 +44,7 @@ int32_t AOTInductorModelContainerCreateWithDevice(void** container, size_t model
 #endif
 int32_t AOTInductorModelContainerDelete(void* container) { return 0; }
 int32_t AOTInductorGetLastError(const char** message) {
-  *message = "the cat sat on it\nframe #0";
+  *message = REFUSED ? "aoti_torch_empty_strided(2, a, b) API call failed at here" : "the cat sat on it\nframe #0";
   return 0;
 }
 int32_t AOTInductorModelContainerGetNumInputs(void* container, size_t* count) { *count = INPUTS; return 0; }
@@ -55,6 +55,10 @@ int32_t AOTInductorModelContainerRun(void* c, tensor* in, size_t ins, tensor* ou
   while (now > seen && !atomic_compare_exchange_weak(&most, &seen, now)) {}
   if (WAIT) usleep(WAIT);
   atomic_fetch_sub(&inside, 1);
+  if (REFUSED) {
+    int64_t size = -7, stride = 1;
+    return aoti_torch_empty_strided(1, &size, &stride, aoti_torch_dtype_float32(), 0, -1, out);
+  }
   if (FAIL) {
     for (size_t i = 0; i < FAIL - 1; ++i) { aoti_torch_delete_tensor_object(in[i]); in[i] = NULL; }
     return 1;
@@ -77,6 +81,7 @@ DEFAULTS = {
     "FAIL": "0",
     "RANK": "0",
     "NOTHING": "0",
+    "REFUSED": "0",
     "DTYPE": "aoti_torch_dtype_float32",
 }
 
@@ -169,6 +174,11 @@ def test_a_failed_run_is_told_and_leaks_nothing(network, taken):
             native.sample(denoiser, EULER, batch=1, label=0)
 
     assert grown_kib(fail, 5000) < 1000
+
+
+def test_a_refusal_by_libtorch_carries_its_reason(network):
+    with pytest.raises(RuntimeError, match=r"network failed: aoti_torch_empty_strided: .*\[-7\]"):
+        native.sample(opened(network(REFUSED=1)), EULER, batch=1, label=0)
 
 
 # ---- what it refuses
