@@ -26,7 +26,8 @@ def denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...], device: str = 
     """The network called from C++ through AOTInductor's C interface; `inputs` are its own, in its order."""
     torch = _torch()
     library = _library(package, spec, inputs, device.partition(":")[0])
-    # The loader maps the file, which may then go; the kernels of a GPU lie in it too.
+    # The loader maps the file, which may then go; the kernels of a GPU lie in it too. glibc keeps the mapping until the
+    # threads that called the network have ended, so a process that loads it often grows by the file each time.
     with tempfile.TemporaryDirectory(prefix="pyflow-") as folder:
         path = Path(folder, "network.so")
         path.write_bytes(library)
