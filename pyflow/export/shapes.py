@@ -3,7 +3,6 @@
 `Step` and `Sampler` are `core.fused_step` and `core.sample` for a graph, where nothing can be skipped at run time.
 """
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from pyflow import core
 from pyflow.core import Plan, Row
-from pyflow.models import Condition
+from pyflow.models import lowered
 from pyflow.spec import Spec
 
 FIXED = ("row", "guidance")  # inputs that do not begin with the batch
@@ -25,7 +24,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.names = self.inputs_of(spec)
         self.outputs: tuple[str, ...] = ("prediction",)
-        self.model, self.dtype = _lowered(model, dtype).eval(), dtype
+        self.model, self.dtype = lowered(model, dtype).eval(), dtype
 
     @staticmethod
     def inputs_of(spec: Spec) -> tuple[str, ...]:
@@ -51,17 +50,6 @@ class Denoiser(nn.Module):
             "label": torch.zeros(batch, dtype=torch.int64),
         }
         return tuple(given[name] for name in self.names)
-
-
-def _lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in `dtype`, but for the waves of the times: at 100 radians bfloat16 keeps no digit of an angle."""
-    if dtype == torch.float32:
-        return model
-    lowered = copy.deepcopy(model).to(dtype)
-    for ours, theirs in zip(lowered.modules(), model.modules()):
-        if isinstance(ours, Condition) and isinstance(theirs, Condition):
-            ours.waves, ours.phases = theirs.waves, theirs.phases
-    return lowered
 
 
 class Step(nn.Module):
