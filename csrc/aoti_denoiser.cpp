@@ -13,7 +13,7 @@ namespace {
 using Tensor = AotiRuntime::Tensor;
 using Owned = std::unique_ptr<Tensor, int32_t (*)(Tensor*)>;
 
-constexpr int64_t kLargestBatch = int64_t{1} << 20;  // BATCH_LIMIT of pyflow/engines/aoti_build.py
+constexpr int64_t kLargestBatch = int64_t{1} << 20;  // BATCH_LIMIT of pyflow/export/build.py
 
 std::string text_of(const int64_t* sizes, int64_t rank) {
     std::string text;

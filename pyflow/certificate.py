@@ -162,7 +162,7 @@ def measure(
     runner: Runner, spec: Spec, made: Sequence[Case], expected: Expected, bound: Bound, progress: Progress = iter
 ) -> Certificate:
     """Run every case; ParityError, which names it, at the first that is beyond the bound."""
-    worst, psnr, differing, values = 0.0, NO_DIFFERENCE_DB, 0, 0
+    worst, lowest, differing, values = 0.0, NO_DIFFERENCE_DB, 0, 0
     where = f"seed {expected.seed}"
     for case in progress(made):
         truth = expected.of(case)
@@ -171,12 +171,12 @@ def measure(
             raise ParityError(f"{case}, {where}: the engine made {states.shape}, one state a picture was asked for")
         came = states[: len(truth)]
         error = float(np.abs(came - truth).max() / np.abs(truth).max()) / max(1.0, case.guidance)
-        likeness = _psnr(came, truth)
+        likeness = psnr(came, truth)
         differences = _pixel_differences(came, truth)
         _hold(f"{case}, {where}", bound, error, likeness, differences)
         if not np.isfinite(states).all():
             raise ParityError(f"{case}, {where}: the engine made a NaN or an infinity")
-        worst, psnr = max(worst, error), min(psnr, likeness)
+        worst, lowest = max(worst, error), min(lowest, likeness)
         differing, values = differing + int((differences > 0).sum()), values + differences.size
     # Over all cases: in one small picture a single value at a rounding border is more than the bound.
     if bound.relative is not None and differing > OFF_BY_ONE_BOUND * values:
@@ -186,7 +186,7 @@ def measure(
     return Certificate(
         bound=bound,
         worst=worst,
-        psnr=psnr,
+        psnr=lowest,
         off_by_one=differing / values,
         batches=tuple(sorted({case.batch for case in made})),
         steps=tuple(sorted({case.steps for case in made})),
@@ -197,18 +197,18 @@ def measure(
     )
 
 
-def _hold(where: str, bound: Bound, error: float, psnr: float, differences: np.ndarray) -> None:
+def _hold(where: str, bound: Bound, error: float, likeness: float, differences: np.ndarray) -> None:
     """Refuse what is beyond the bound; a NaN is beyond any."""
     if bound.relative is not None and (not error <= bound.relative or differences.max() > 1):
         raise ParityError(
             f"{where}: relative error {error:.2e}, uint8 values off by up to {differences.max()}; "
             f"allowed: {bound.relative:.0e}, 1"
         )
-    if bound.psnr is not None and not psnr >= bound.psnr:
-        raise ParityError(f"{where}: PSNR {psnr:.1f} dB against float32; allowed: {bound.psnr:g} dB or more")
+    if bound.psnr is not None and not likeness >= bound.psnr:
+        raise ParityError(f"{where}: PSNR {likeness:.1f} dB against float32; allowed: {bound.psnr:g} dB or more")
 
 
-def _psnr(came: np.ndarray, truth: np.ndarray) -> float:
+def psnr(came: np.ndarray, truth: np.ndarray) -> float:
     """Of pictures, clamped to -1..1 as they are seen; of points, against their own extent."""
     if not np.isfinite(came).all():
         return float("nan")

@@ -34,19 +34,22 @@ class Known(NamedTuple):
 Callback = Callable[["Flow", int, float, dict[str, Any]], object]
 
 
-def load(source: str | Path, *, threads: int = 0, device: str = "cpu") -> "Flow":
+def load(source: str | Path, *, threads: int = 0, device: str = "cpu", backend: str | None = None) -> "Flow":
     """Open an engine folder or a checkpoint folder; every file's hash is checked before the file is used.
 
-    `threads` are the threads of one network call, 0 for one a physical core. `device` is where it runs.
+    `threads` are the threads of one network call, 0 for one a physical core. `device` is where it runs: cpu, cuda, or
+    for an ONNX engine tensorrt. `backend` says how a checkpoint runs, eager or compile; an engine has its own.
     """
     folder = Path(source)
     threads = _count("threads", threads, 0, THREADS_LIMIT)
     if manifests.is_engine(folder):
+        if backend is not None:
+            raise InvalidInput(f"backend is {backend!r}; expected None: {folder} is an engine, which has its own")
         runner, manifest = engines.open_engine(folder, threads, device)
         identity = sha256(json_bytes({name: file.sha256 for name, file in sorted(manifest.files.items())}))
         return Flow(runner, manifest.spec, manifest.backend, identity)
     if (folder / "spec.json").is_file():
-        return _load_checkpoint(folder, threads)
+        return _load_checkpoint(folder, threads, device, backend or "eager")
     if not folder.exists():
         raise InvalidArtefact(
             f"{folder} does not exist; expected an engine or checkpoint folder (`pyflow demo` makes some)"
@@ -54,12 +57,16 @@ def load(source: str | Path, *, threads: int = 0, device: str = "cpu") -> "Flow"
     raise InvalidArtefact(f"{folder} holds neither manifest.json (an engine) nor spec.json (a checkpoint)")
 
 
-def _load_checkpoint(folder: Path, threads: int) -> "Flow":
+def _load_checkpoint(folder: Path, threads: int, device: str, backend: str) -> "Flow":
+    if backend not in ("eager", "compile"):
+        raise InvalidInput(f"backend is {backend!r}; a checkpoint runs by eager or compile")
+    if device not in ("cpu", "cuda"):
+        raise InvalidInput(f"device is {device!r}; a checkpoint runs on cpu or cuda")
     try:
         import torch
 
         from . import checkpoint
-        from .engines import eager
+        from .engines import compiled, eager
     except ImportError as error:
         raise BackendUnavailable(
             f'{folder} is a checkpoint, and running one needs torch ({error}): pip install "pyflow-engine[train]", '

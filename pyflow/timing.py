@@ -59,7 +59,7 @@ def machine() -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **versions("pyflow-engine", "numpy", "torch", "onnxruntime"),
+        **versions("pyflow-engine", "numpy", "torch", "onnxruntime", "openvino"),
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -19,10 +19,11 @@ torch = pytest.importorskip("torch")
 import tiny  # noqa: E402 - after the skip
 from torch import nn  # noqa: E402
 
-from pyflow.engines import aoti, aoti_build, eager, elf  # noqa: E402
+from pyflow.engines import aoti, eager, elf  # noqa: E402
+from pyflow.export import aoti as builder  # noqa: E402
 
 PLAN = core.euler(core.LINEAR, core.VELOCITY, core.uniform_grid(3))
-EXAMPLES = {name: torch.zeros(2, dtype=dtype) for name, dtype in aoti_build.DTYPES.items()}
+EXAMPLES = {name: torch.zeros(2, dtype=dtype) for name, dtype in builder.INPUT_DTYPES.items()}
 
 
 class Named(nn.Module):
@@ -62,9 +63,7 @@ class Case(NamedTuple):
 def compiled(network: Network, inputs, wrap=lambda model: model) -> Case:
     model = wrap(tiny.network(network, seed=0))
     examples = {**EXAMPLES, "x": torch.zeros(2, *network.shape)}
-    package = aoti_build.build_package(
-        Named(model, inputs), tuple(examples[name] for name in inputs), inputs, threads=1
-    )
+    package = builder.build_package(Named(model, inputs), tuple(examples[name] for name in inputs), inputs, threads=1)
     return Case(model, Spec(network, null_label=True), inputs, package)
 
 
@@ -331,10 +330,10 @@ X, S = torch.zeros(2, 3), torch.zeros(2)
 )
 def test_wrong_examples_are_refused(examples, names, message):
     with pytest.raises(InvalidInput, match=message):
-        aoti_build.build_package(nn.Identity(), examples, names)
+        builder.build_package(nn.Identity(), examples, names)
 
 
 def test_a_missing_compiler_is_told(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BackendUnavailable, match=r"found no no-such-compiler: install g\+\+"):
-        aoti_build.build_package(nn.Identity(), (X,), ("x",))
+        builder.build_package(nn.Identity(), (X,), ("x",))

@@ -5,6 +5,7 @@ import json
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
@@ -16,10 +17,17 @@ from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 from pyflow.spec import Spec
 
 from . import elf
+from .manifest import Manifest
+from .runner import LoopRunner, Runner
 
 BACKEND = "aoti"
 PACKAGE = "denoiser.pt2"
 LARGEST_LIBRARY = 2**32  # weights included
+
+
+def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, device: str) -> Runner:
+    """The number of threads is the package's own: it was compiled for it."""
+    return LoopRunner(denoiser(files[PACKAGE], manifest.spec, manifest.inputs, {"cuda": "cuda:0"}.get(device, device)))
 
 
 def denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...], device: str = "cpu") -> native.Denoiser:

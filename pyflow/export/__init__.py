@@ -19,11 +19,11 @@ from pyflow.errors import InvalidInput
 from pyflow.spec import Spec, refuse_extra_channels
 from pyflow.timing import versions
 
-from . import onnx
+from . import aoti, onnx
 from .build import Built, Order
 from .shapes import Denoiser
 
-BUILDERS: dict[str, Callable[[nn.Module, Spec, Order], Built]] = {"onnx": onnx.build}
+BUILDERS: dict[str, Callable[[nn.Module, Spec, Order], Built]] = {"onnx": onnx.build, "aoti": aoti.build}
 Judge = Callable[[Runner, Spec], dict[str, Any]]
 
 

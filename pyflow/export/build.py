@@ -14,6 +14,7 @@ from pyflow.spec import Spec
 from .shapes import DTYPES, Denoiser, Sampler, Step
 
 Shape = Denoiser | Step | Sampler
+BATCH_LIMIT = 2**20
 
 
 @dataclass(frozen=True)

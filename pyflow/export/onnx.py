@@ -12,13 +12,12 @@ from pyflow.engines.onnx import WEIGHTS
 from pyflow.errors import BackendUnavailable, InvalidInput
 from pyflow.spec import Spec
 
-from .build import Built, Order, Shape, shapes_of
+from .build import BATCH_LIMIT, Built, Order, Shape, shapes_of
 from .shapes import FIXED
 
 if TYPE_CHECKING:
     import onnx
 
-BATCH_LIMIT = 2**20
 SHARED_BYTES = 1024  # a smaller tensor stays in each graph
 
 
