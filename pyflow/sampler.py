@@ -66,7 +66,7 @@ def _load_checkpoint(folder: Path, threads: int, device: str, backend: str) -> "
         import torch
 
         from . import checkpoint
-        from .engines import compiled, eager
+        from .engines import eager
     except ImportError as error:
         raise BackendUnavailable(
             f'{folder} is a checkpoint, and running one needs torch ({error}): pip install "pyflow-engine[train]", '

@@ -113,9 +113,10 @@ def _refuse(examples: tuple[Tensor, ...], names: tuple[str, ...]) -> None:
     for name, example in zip(names, examples):
         fits = example.dtype == INPUT_DTYPES[name] and len(example) == batch and (example.ndim == 1) != (name == "x")
         if not fits or batch < 2 or not example.is_contiguous():
+            shape = "one value a picture" if name != "x" else "and the shape of a picture"
             raise InvalidInput(
-                f"the example of {name} is {example.dtype} {tuple(example.shape)}; expected contiguous {INPUT_DTYPES[name]} "
-                f"with a batch of 2 or more, {'one value a picture' if name != 'x' else 'and the shape of a picture'}"
+                f"the example of {name} is {example.dtype} {tuple(example.shape)}; expected contiguous "
+                f"{INPUT_DTYPES[name]} with a batch of 2 or more, {shape}"
             )
 
 
