@@ -9,7 +9,8 @@ flow.sample(16, steps=1, label=3).grid().save("threes.png")
 from importlib import metadata
 from typing import Any
 
-from .sampler import Flow, load
+from .loading import load
+from .sampler import Flow
 
 __all__ = ["Flow", "inpaint", "load", "sample"]
 __version__ = metadata.version("pyflow-engine")

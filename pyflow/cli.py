@@ -15,7 +15,7 @@ from .engines import BACKENDS
 from .engines import manifest as manifests
 from .engines.manifest import Certificate
 from .errors import PyflowError
-from .sampler import load
+from .loading import load
 from .training.recipes import STUDENTS, TEACHERS, Recipe
 
 

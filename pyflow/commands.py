@@ -14,7 +14,8 @@ from .engines import manifest as manifests
 from .engines.manifest import Bound
 from .errors import InvalidArtefact, InvalidInput
 from .export.build import Order
-from .sampler import Flow, load
+from .loading import load
+from .sampler import Flow
 from .spec import Spec
 from .timing import Timing, interleave
 from .training import pairs as pairs_files

@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from . import commands, report
+from .loading import load
 from .page import Measure, Report
 from .quality import PICTURES, Judge
-from .sampler import Flow, load
+from .sampler import Flow
 from .timing import machine
 
 STEPS = (1, 2, 4, 200)
@@ -49,9 +50,9 @@ def run(folder: Path, report_folder: Path) -> list[Measure]:
         pictures=pictures,
         protocol=f"ONNX Runtime under the C++ loop. ms/image and speed-up at batch {TIMED_BATCH}, first image at "
         f"batch 1, medians of interleaved rounds. The teacher runs with guidance {GUIDANCE:g} (two predictions a step, "
-        f"in one batch), which the student has in its weights. Distance: Fréchet, in the {judge.real.shape[1]} features "
-        f"of a classifier trained in this run ({judge.accuracy:.1%} right on held-out digits), {PICTURES} pictures against "
-        f"{len(judge.real)} real ones.",
+        "in one batch), which the student has in its weights. Distance: Fréchet, in the "
+        f"{judge.real.shape[1]} features of a classifier trained in this run ({judge.accuracy:.1%} right on held-out "
+        f"digits), {PICTURES} pictures against {len(judge.real)} real ones.",
         facts={"command": "pyflow demo", **machine()},
     )
     report.write(found, report_folder)

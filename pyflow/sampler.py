@@ -1,4 +1,4 @@
-"""The public face: `load` an engine or a checkpoint, then `sample` and `inpaint`.
+"""The public face: a `Flow`, which `sample`s and `inpaint`s.
 
 Everything that a caller can get wrong is checked here, before native code sees it. The parameter names of diffusers
 are accepted beside pyflow's own.
@@ -7,21 +7,18 @@ are accepted beside pyflow's own.
 import operator
 from collections.abc import Callable, Sequence
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import core, engines
-from .artefact import json_bytes, sha256
-from .engines import manifest as manifests
+from . import core
 from .engines.runner import Request, Runner
-from .errors import BackendUnavailable, InvalidArtefact, InvalidInput, NotFinite
+from .errors import InvalidInput, NotFinite
 from .noise import PICTURE_LIMIT, SEED_LIMIT
 from .pictures import OUTPUT_TYPES, Output, model_values, read_image, read_mask
-from .spec import Spec, refuse_extra_channels
+from .spec import Spec
 
-STEPS_LIMIT, BATCH_LIMIT, THREADS_LIMIT = 10_000, 65_536, 1024
+STEPS_LIMIT, BATCH_LIMIT = 10_000, 65_536
 
 
 class Known(NamedTuple):
@@ -32,51 +29,6 @@ class Known(NamedTuple):
 
 
 Callback = Callable[["Flow", int, float, dict[str, Any]], object]
-
-
-def load(source: str | Path, *, threads: int = 0, device: str = "cpu", backend: str | None = None) -> "Flow":
-    """Open an engine folder or a checkpoint folder; every file's hash is checked before the file is used.
-
-    `threads` are the threads of one network call, 0 for one a physical core. `device` is where it runs: cpu, cuda, or
-    for an ONNX engine tensorrt. `backend` says how a checkpoint runs, eager or compile; an engine has its own.
-    """
-    folder = Path(source)
-    threads = _count("threads", threads, 0, THREADS_LIMIT)
-    if manifests.is_engine(folder):
-        if backend is not None:
-            raise InvalidInput(f"backend is {backend!r}; expected None: {folder} is an engine, which has its own")
-        runner, manifest = engines.open_engine(folder, threads, device)
-        identity = sha256(json_bytes({name: file.sha256 for name, file in sorted(manifest.files.items())}))
-        return Flow(runner, manifest.spec, manifest.backend, identity)
-    if (folder / "spec.json").is_file():
-        return _load_checkpoint(folder, threads, device, backend or "eager")
-    if not folder.exists():
-        raise InvalidArtefact(
-            f"{folder} does not exist; expected an engine or checkpoint folder (`pyflow demo` makes some)"
-        )
-    raise InvalidArtefact(f"{folder} holds neither manifest.json (an engine) nor spec.json (a checkpoint)")
-
-
-def _load_checkpoint(folder: Path, threads: int, device: str, backend: str) -> "Flow":
-    if backend not in ("eager", "compile"):
-        raise InvalidInput(f"backend is {backend!r}; a checkpoint runs by eager or compile")
-    if device not in ("cpu", "cuda"):
-        raise InvalidInput(f"device is {device!r}; a checkpoint runs on cpu or cuda")
-    try:
-        import torch
-
-        from . import checkpoint
-        from .engines import eager
-    except ImportError as error:
-        raise BackendUnavailable(
-            f'{folder} is a checkpoint, and running one needs torch ({error}): pip install "pyflow-engine[train]", '
-            "or export it to an engine where torch is"
-        ) from error
-    if threads:
-        torch.set_num_threads(threads)
-    model, spec = checkpoint.load(folder)
-    refuse_extra_channels(spec)
-    return Flow(eager.runner(model, spec), spec, eager.BACKEND, checkpoint.weights_sha256(folder))
 
 
 class Flow:
@@ -121,15 +73,15 @@ class Flow:
         steps = _either("steps", steps, "num_inference_steps", num_inference_steps, None)
         guidance = _either("guidance", guidance, "guidance_scale", guidance_scale, 1.0)
         seed = _either("seed", seed, "generator", _seed_of(generator), 0)
-        batch = _count("batch", batch, 1, BATCH_LIMIT)
+        batch = count("batch", batch, 1, BATCH_LIMIT)
         self._check_guidance(guidance, label)
         self._check_output_type(output_type)
         plan = self.plan(steps, solver, grid)
         request = Request(
             plan,
             batch,
-            seed=_count("seed", seed, 0, SEED_LIMIT - 1),
-            first=_count("first", first, 0, PICTURE_LIMIT - batch),
+            seed=count("seed", seed, 0, SEED_LIMIT - 1),
+            first=count("first", first, 0, PICTURE_LIMIT - batch),
             guidance=guidance,
             label=self._labels(label, batch),
             null_label=self.spec.network.classes,
@@ -146,6 +98,28 @@ class Flow:
             )
         output = Output(samples.states, samples.row_seconds, samples.denoiser_seconds)
         return output if output_type is None else output.of_type(output_type)
+
+    def warm(
+        self,
+        batch: int = 1,
+        steps: int | None = None,
+        *,
+        guidance: float = 1.0,
+        solver: str | None = None,
+        grid: str | Sequence[float] = "uniform",
+    ) -> None:
+        """Have done what the first call of such a sample would have to do: compile, capture a graph, allocate."""
+        batch, classes = count("batch", batch, 1, BATCH_LIMIT), self.spec.network.classes
+        label = 0 if classes else None
+        self._check_guidance(guidance, label)
+        request = Request(
+            self.plan(steps, solver, grid),
+            batch,
+            guidance=guidance,
+            label=self._labels(label, batch),
+            null_label=classes,
+        )
+        getattr(self.runner, "warm", self.runner.run)(request)
 
     def inpaint(self, image: Any, mask_image: Any, *, batch: int = 1, **arguments: Any) -> Any:
         """Repaint where `mask_image` is white; the pixels where it is black come back unchanged.
@@ -168,7 +142,7 @@ class Flow:
     ) -> core.Plan:
         """The rows that `sample` would run."""
         if steps is not None:
-            steps = _count("steps", steps, 1, STEPS_LIMIT)
+            steps = count("steps", steps, 1, STEPS_LIMIT)
         name = self.spec.solver if solver is None else solver
         if name not in core.SOLVERS:
             raise InvalidInput(f"solver is {name!r}; expected one of {', '.join(core.SOLVERS)}")
@@ -239,7 +213,7 @@ class Flow:
         return lambda row: on_step_end(self, row, plan[row].s, {})
 
 
-def _count(name: str, value: Any, low: int, high: int) -> int:
+def count(name: str, value: Any, low: int, high: int) -> int:
     try:
         number = operator.index(value)
     except TypeError:

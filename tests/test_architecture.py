@@ -17,7 +17,7 @@ FLOORS = [
     {"models", "pictures"},
     {"checkpoint"},
     {"engines", "training"},
-    {"sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
+    {"loading", "sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
     {"adapters", "certificate", "export", "metrics", "report", "page"},
     {"cli", "commands", "demo", "quality", "verify"},
     {"benchmarks", "tests", "examples"},

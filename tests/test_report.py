@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pyflow.training import classifier, recipes
 
-from pyflow import demo, report
+from pyflow import demo, quality, report
 from pyflow.page import Measure, Report
 
 
@@ -71,7 +71,7 @@ def test_the_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(recipes.STUDENTS, "reflow", short(recipes.reflow))
     monkeypatch.setattr(demo, "STEPS", (1, 2, 3))
     monkeypatch.setattr(demo, "PAIRS", 40)
-    monkeypatch.setattr(demo, "JUDGED", 100)
+    monkeypatch.setattr(quality, "PICTURES", 100)
     train = classifier.train_classifier
     monkeypatch.setattr(classifier, "train_classifier", lambda data: train(data, steps=5))
 

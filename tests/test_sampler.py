@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import POINTS, UNET, flow_of, save
+from tiny import UNET, flow_of
 
 import pyflow
 from pyflow import checkpoint, core, native
 from pyflow.certificate import reference
 from pyflow.engines.runner import LoopRunner, Request
-from pyflow.errors import InvalidArtefact, InvalidInput, PyflowError
+from pyflow.errors import InvalidInput, PyflowError
 from pyflow.sampler import BATCH_LIMIT, STEPS_LIMIT, Flow
 from pyflow.spec import MLP, Spec
 
@@ -351,50 +351,3 @@ def test_inpaint_checks_what_sample_checks(engine, no_native, name):
     arguments, sentence = BAD[name]
     with pytest.raises(InvalidInput, match=sentence):
         engine.inpaint(np.zeros((8, 8), np.uint8), np.zeros((8, 8), bool), **{"label": 0, **arguments})
-
-
-# ---- load
-def test_what_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(InvalidArtefact, match=r"nowhere does not exist; expected an engine or checkpoint folder"):
-        pyflow.load(tmp_path / "nowhere")
-    with pytest.raises(InvalidArtefact, match=r"holds neither manifest\.json .* nor spec\.json"):
-        pyflow.load(tmp_path)
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(InvalidArtefact, match="holds neither"):
-        pyflow.load(tmp_path / "model.onnx")
-    for name, sentence in (("manifest.json", "manifest"), ("spec.json", "spec")):
-        folder = tmp_path / name.partition(".")[0]
-        folder.mkdir()
-        for content in ("", "{}", "[]", "5", '{"format": 1}', '{"format": 1, "sha256": {}}'):
-            (folder / name).write_text(content)
-            with pytest.raises(InvalidArtefact, match=sentence):
-                pyflow.load(folder)
-
-
-@pytest.mark.parametrize("threads", [-1, 1.5, "2", None, 10**6], ids=repr)
-def test_wrong_threads_are_named(tiny_engine, tiny_checkpoint, threads):
-    before = torch.get_num_threads()
-    for source in (tiny_engine, tiny_checkpoint):
-        with pytest.raises(InvalidInput, match="threads is"):
-            pyflow.load(source, threads=threads)
-    assert torch.get_num_threads() == before
-
-
-def test_the_short_forms_are_load_and_then(tiny_engine, engine, rng, seed):
-    image, mask = rng.integers(256, size=(8, 8), dtype=np.uint8), rng.random((8, 8)) < 0.5
-    came = pyflow.sample(str(tiny_engine), 2, steps=2, label=1, seed=seed)
-    np.testing.assert_array_equal(came.states, engine.sample(2, steps=2, label=1, seed=seed).states)
-    came = pyflow.inpaint(tiny_engine, image, mask, label=1, seed=seed)
-    np.testing.assert_array_equal(came.states, engine.inpaint(image, mask, label=1, seed=seed).states)
-
-
-def test_a_flow_says_what_it_is(engine, original):
-    assert repr(engine) == "Flow(onnx, shape=(1, 8, 8), classes=3, path='linear')"
-    assert repr(original).startswith("Flow(eager, ")
-    assert engine.identity != original.identity
-
-
-def test_a_checkpoint_of_points_samples(tmp_path, seed):
-    flow = pyflow.load(save(tmp_path / "points", Spec(POINTS, null_label=True)))
-    output = flow.sample(4, steps=2, label=[0, 1, 2, 0], guidance=2.0, seed=seed)
-    assert output.states.shape == (4, 2)

@@ -1,0 +1,81 @@
+"""`load`: an engine or a checkpoint as a `Flow`, whoever is to run it."""
+
+from pathlib import Path
+
+from . import engines
+from .artefact import json_bytes, sha256
+from .engines import manifest as manifests
+from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
+from .sampler import Flow, count
+from .spec import refuse_extra_channels
+
+THREADS_LIMIT = 1024
+
+
+def load(
+    source: str | Path,
+    *,
+    threads: int = 0,
+    device: str = "cpu",
+    backend: str | None = None,
+    precision: str | None = None,
+) -> Flow:
+    """Open an engine folder or a checkpoint folder; every file's hash is checked before the file is used.
+
+    `threads` are the threads of one network call, 0 for one a physical core. `device` is where it runs: cpu, cuda, or
+    for an ONNX engine tensorrt. `backend` says how a checkpoint runs, eager or compile, and on cuda `precision` in
+    what, fp32 or bf16; an engine has its own.
+    """
+    folder = Path(source)
+    threads = count("threads", threads, 0, THREADS_LIMIT)
+    if manifests.is_engine(folder):
+        for name, given in (("backend", backend), ("precision", precision)):
+            if given is not None:
+                raise InvalidInput(f"{name} is {given!r}; expected None: {folder} is an engine, which has its own")
+        runner, manifest = engines.open_engine(folder, threads, device)
+        identity = sha256(json_bytes({name: file.sha256 for name, file in sorted(manifest.files.items())}))
+        return Flow(runner, manifest.spec, manifest.backend, identity)
+    if (folder / "spec.json").is_file():
+        return _load_checkpoint(folder, threads, device, backend or "eager", precision or "fp32")
+    if not folder.exists():
+        raise InvalidArtefact(
+            f"{folder} does not exist; expected an engine or checkpoint folder (`pyflow demo` makes some)"
+        )
+    raise InvalidArtefact(f"{folder} holds neither manifest.json (an engine) nor spec.json (a checkpoint)")
+
+
+def _load_checkpoint(folder: Path, threads: int, device: str, backend: str, precision: str) -> Flow:
+    if backend not in ("eager", "compile"):
+        raise InvalidInput(f"backend is {backend!r}; a checkpoint runs by eager or compile")
+    if device not in ("cpu", "cuda"):
+        raise InvalidInput(f"device is {device!r}; a checkpoint runs on cpu or cuda")
+    precisions = ("fp32", "bf16") if device == "cuda" else ("fp32",)
+    if precision not in precisions:
+        raise InvalidInput(
+            f"precision is {precision!r}; a checkpoint on {device} runs in {' or '.join(precisions)}: export an engine"
+        )
+    try:
+        import torch
+
+        from . import checkpoint
+        from .engines import eager
+    except ImportError as error:
+        raise BackendUnavailable(
+            f'{folder} is a checkpoint, and running one needs torch ({error}): pip install "pyflow-engine[train]", '
+            "or export it to an engine where torch is"
+        ) from error
+    if threads:
+        torch.set_num_threads(threads)
+    model, spec = checkpoint.load(folder)
+    refuse_extra_channels(spec)
+    identity = checkpoint.weights_sha256(folder)
+    if device == "cuda":
+        from .engines.cuda import CudaRunner
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        return Flow(CudaRunner(model, spec, device, dtype, compile=backend == "compile"), spec, "cuda", identity)
+    if backend == "compile":
+        from .engines import compiled
+
+        return Flow(compiled.runner(model, spec), spec, backend, identity)
+    return Flow(eager.runner(model, spec), spec, backend, identity)
