@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*)
 
-.PHONY: demo test bench lint typecheck wheel examples format clean
+.PHONY: demo test bench bench-backends gpu-parity gpu-latency gpu-engines lint typecheck wheel examples format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/native
@@ -15,6 +15,14 @@ test: $(VENV)/native
 
 bench: $(VENV)/native
 	$(BIN)/python -m pytest benchmarks -q -s --benchmark-enable --benchmark-columns=median,iqr,rounds
+
+# Every backend beside the others; half an hour.
+bench-backends: $(VENV)/native
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/backends.py
+
+# On a machine with an NVIDIA GPU; each ends in under nine minutes.
+gpu-parity gpu-latency gpu-engines: $(VENV)/native
+	$(BIN)/python benchmarks/gpu/$(@:gpu-%=%).py --out benchmarks/results
 
 examples: $(VENV)/native
 	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
