@@ -18,6 +18,8 @@ from . import machine
 from .fused_step import BLOCK as STEP_BLOCK
 from .fused_step import OPTIONS as STEP_OPTIONS
 from .fused_step import step_kernel
+from .norm import OPTIONS as NORM_OPTIONS
+from .norm import constants_of, norm_kernel
 from .philox import BLOCK as PHILOX_BLOCK
 from .philox import normal_kernel, words_kernel
 
@@ -35,6 +37,9 @@ STEPS = {
     "guided, kept": ("x cond uncond guided", "a b g"),
     "everything": ("x cond uncond previous noise mask image noise0 guided", "a b h n ka ks g"),
 }
+
+NORM_WIDTH = 16  # channels a group: 128 in 8 groups, the UNet of 36M at full resolution
+NORMS = {"norm": "x weight bias", "norm, FiLM": "x weight bias scale shift"}
 
 
 class Compiled(NamedTuple):
@@ -70,25 +75,30 @@ def _variants() -> Iterator[tuple[str, str, ASTSource, dict[str, Any]]]:
     for dtype in DTYPES:
         for variant, (tensors, coefficients) in STEPS.items():
             types = dict.fromkeys(f"out {tensors}".split(), f"*{dtype}") | dict.fromkeys(coefficients.split(), "fp32")
-            yield variant, dtype, _source(step_kernel, types | {"size": "i32"}, STEP_BLOCK), STEP_OPTIONS
+            yield variant, dtype, _source(step_kernel, types | {"size": "i32"}, {"BLOCK": STEP_BLOCK}), STEP_OPTIONS
     for dtype in DTYPES:
         types = {"out": f"*{dtype}"} | dict.fromkeys(("seed", "first", "row", "size"), "i32")
-        yield "normal", dtype, _source(normal_kernel, types, PHILOX_BLOCK), {}
+        yield "normal", dtype, _source(normal_kernel, types, {"BLOCK": PHILOX_BLOCK}), {}
+    for dtype in DTYPES:
+        for variant, tensors in NORMS.items():
+            sizes = dict.fromkeys(("film_stride", "pixels", "channels"), "i32") | {"epsilon": "fp32"}
+            types = dict.fromkeys(f"out {tensors}".split(), f"*{dtype}") | sizes
+            yield variant, dtype, _source(norm_kernel, types, constants_of(NORM_WIDTH)), NORM_OPTIONS
     types = dict.fromkeys(("out", "counter", "key"), "*u32") | {"count": "i32"}
-    yield "words", "u32", _source(words_kernel, types, PHILOX_BLOCK), {}
+    yield "words", "u32", _source(words_kernel, types, {"BLOCK": PHILOX_BLOCK}), {}
 
 
-def _source(kernel: triton.JITFunction, types: dict[str, str], block: int) -> ASTSource:
+def _source(kernel: triton.JITFunction, types: dict[str, str], constants: dict[str, int]) -> ASTSource:
     """As a launch specialises it: what is not given is None, tensors start at and sizes are multiples of 16."""
     names = kernel.arg_names
     return ASTSource(
         fn=kernel,
         signature={name: types.get(name, "constexpr") for name in names},
-        constexprs={name: block if name == "BLOCK" else None for name in names if name not in types},
+        constexprs={name: constants.get(name) for name in names if name not in types},
         attrs={
             (i,): [["tt.divisibility", 16]]
             for i, name in enumerate(names)
-            if name == "size" or types.get(name, "").startswith("*")
+            if name in ("size", "channels") or types.get(name, "").startswith("*")
         },
     )
 

@@ -62,7 +62,8 @@ class CudaRunner:
     ) -> None:
         self.device, self.spec, self.dtype, self.graph = torch.device(device), spec, dtype, graph
         _refuse(self.device, dtype)
-        network = lowered(model, dtype).to(self.device, memory_format=torch.channels_last).eval()
+        network = lowered(model, dtype).to(self.device).eval()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.network = torch.compile(network, dynamic=False) if compile else network
         self.record: Recorder = capture if self.device.type == "cuda" else repeat
         self._lock = threading.Lock()
