@@ -249,9 +249,9 @@ def repeat(
         expected = Expected(manifest.spec, made, fresh_seed()).compute(model, progress)
     else:
         made = [case for case in made if not case.shift]
-        expected = Expected(manifest.spec, made, manifest.certificate.seed).read_proof(proof)
-    again = measure(runner, manifest.spec, made, expected, manifest.certificate.bound, progress)
-    return replace(again, distances=manifest.certificate.distances)
+        expected = Expected(manifest.spec, made, manifest.proved.seed).read_proof(proof)
+    again = measure(runner, manifest.spec, made, expected, manifest.proved.bound, progress)
+    return replace(again, distances=manifest.proved.distances)
 
 
 def fresh_seed() -> int:

@@ -80,6 +80,12 @@ class Manifest:
     guidance_rule: str = GUIDANCE_RULE
     format: int = FORMAT
 
+    @property
+    def proved(self) -> Certificate:
+        if self.certificate is None:
+            raise InvalidArtefact("the engine has no certificate: it was never proved, export it again")
+        return self.certificate
+
     def to_json(self) -> dict[str, Any]:
         body = {**asdict(self), "spec": self.spec.to_json()}
         return {**body, "seal": seal(body)}
