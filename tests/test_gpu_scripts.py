@@ -71,6 +71,12 @@ def test_a_budget_that_is_used_up_leaves_out_and_says_so(tmp_path):
     assert all("the budget is used" in line["why"] for line in kept["left_out"])
 
 
+def test_without_a_gpu_the_rehearsal_is_named(tmp_path):
+    done = python(str(SCRIPTS / "parity.py"), "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "torch sees no NVIDIA GPU; rehearse with --tiny --device cpu" in done.stderr
+
+
 def test_what_differs_is_not_timed():
     program = """
 import bench, torch

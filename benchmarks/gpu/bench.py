@@ -43,6 +43,13 @@ def arguments(description: str | None, budget: float) -> argparse.ArgumentParser
     return parser
 
 
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    given = parser.parse_args()
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"device is {given.device!r} and torch sees no NVIDIA GPU; rehearse with --tiny --device cpu")
+    return given
+
+
 class Budget:
     """Seconds that are left; a script leaves out what would not fit, and says so."""
 

@@ -136,4 +136,4 @@ def run(given: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = bench.arguments(__doc__, budget=480)
     parser.add_argument("--network", choices=NETWORKS, help="one alone, where both are too much for one call")
-    run(parser.parse_args())
+    run(bench.parsed(parser))

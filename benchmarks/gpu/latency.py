@@ -267,4 +267,4 @@ if __name__ == "__main__":
     parser = bench.arguments(__doc__, budget=480)
     parser.add_argument("--network", choices=NETWORKS, help="one alone, where both are too much for one call")
     parser.add_argument("--batch", type=int, help="one alone")
-    run(parser.parse_args())
+    run(bench.parsed(parser))

@@ -139,4 +139,4 @@ def run(given: argparse.Namespace) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if run(bench.arguments(__doc__, budget=180).parse_args()) else 1)
+    sys.exit(0 if run(bench.parsed(bench.arguments(__doc__, budget=180))) else 1)
