@@ -32,10 +32,10 @@ def gpu() -> str:
     return f"sm_{major}{minor}"
 
 
-def release(package: str) -> str:
-    """The major and minor version of an installed package, or the empty string."""
+def release(package: str, numbers: int = 2) -> str:
+    """The first numbers of an installed package's version, major and minor unless told, or the empty string."""
     version = versions(package)[package]
-    return ".".join(version.split("+")[0].split(".")[:2]) if version[0].isdigit() else ""
+    return ".".join(version.split("+")[0].split(".")[:numbers]) if version[0].isdigit() else ""
 
 
 def _lacks_flags(needed: Any) -> str:
@@ -50,7 +50,7 @@ def _lacks_gpu(needed: Any) -> str:
 
 def _lacks_release(package: str) -> Callable[[Any], str]:
     def lacks(needed: Any) -> str:
-        here = release(package)
+        here = release(package, numbers=str(needed).count(".") + 1)
         return "" if here == needed else f"was built with {package} {needed}; here is {here or 'none'}"
 
     return lacks

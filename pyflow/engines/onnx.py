@@ -5,7 +5,7 @@ A denoiser on the CPU needs neither torch nor the import of the onnxruntime pack
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,21 @@ from .manifest import DENOISER, Manifest
 from .runner import Graph, LoopRunner, Runner, runner_of
 
 WEIGHTS = "weights.bin"  # of graphs that share them
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class Provider(NamedTuple):
+    name: str
+    options: dict[str, str]
+
+
+PROVIDERS = {
+    "cpu": Provider("CPUExecutionProvider", {}),
+    "cuda": Provider("CUDAExecutionProvider", {"use_tf32": "0"}),  # TF32 keeps ten bits of a float32 product
+    "tensorrt": Provider("TensorrtExecutionProvider", {}),
+}
+# Arithmetic on sizes, which ONNX Runtime keeps on the CPU by choice (its issue 17930). A network with attention has
+# some, and session.disable_cpu_ep_fallback would refuse all of it.
+OF_SIZES = {"Shape", "Slice", "Squeeze", "Unsqueeze", "Concat", "Gather", "Cast"}
 
 
 def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, device: str) -> Runner:
@@ -35,56 +49,48 @@ def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, de
 
 
 def graph(files: Mapping[str, bytes], name: str, threads: int = 0, device: str = "cpu") -> Graph:
-    """A graph on one provider alone: where ONNX Runtime would fall back to the CPU, it is an error."""
+    """A graph on one provider: where ONNX Runtime would run some of the network on the CPU instead, it is an error."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
     except ImportError as error:
         raise BackendUnavailable(f'ONNX Runtime is not here ({error}): pip install "pyflow-engine[onnx]"') from error
-    provider = PROVIDERS[device]
-    if provider not in onnxruntime.get_available_providers():
+    provider, here = PROVIDERS[device], onnxruntime.get_available_providers()
+    if provider.name not in here:
         raise BackendUnavailable(
-            f"this onnxruntime has no {provider}, only {', '.join(onnxruntime.get_available_providers())}: "
-            "pip uninstall onnxruntime, then pip install onnxruntime-gpu, on a machine with an NVIDIA GPU"
+            f"device is {device!r} and this onnxruntime has no {provider.name}, only {', '.join(here)}: pip uninstall "
+            "onnxruntime, then pip install onnxruntime-gpu, on a machine with an NVIDIA GPU; or take device='cpu'"
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if device != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    held = _add_weights(options, files, name) if WEIGHTS in files else []
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if WEIGHTS in files:  # those that were verified, not a path that the session would open again
+        weights = files[WEIGHTS]
+        options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     try:
-        session = onnxruntime.InferenceSession(files[name], options, providers=[provider])
+        session = onnxruntime.InferenceSession(files[name], options, providers=[tuple(provider)])
     except Exception as error:  # its exceptions have no common class of their own
-        raise InvalidArtefact(f"ONNX Runtime refused {name} on {provider}: {error}") from error
-    if session.get_providers()[0] != provider:
-        raise BackendUnavailable(f"{name} would run on {session.get_providers()[0]}, not on {provider}")
+        raise InvalidArtefact(f"ONNX Runtime refused {name} on {provider.name}: {error}") from error
+    _refuse_fallback(session, name, provider.name)
     outputs = [output.name for output in session.get_outputs() if output.name != "images"]
 
     def call(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return session.run(outputs, dict(inputs))
 
-    call.held = held  # type: ignore[attr-defined]  # the session reads these weights for as long as it lives
     return call
 
 
-def _add_weights(options: Any, files: Mapping[str, bytes], name: str) -> list[Any]:
-    """Give the session the weights that were verified, not a path that it would open again."""
-    import onnx
-    import onnxruntime
-
-    model = onnx.load_from_string(files[name])
-    weights = np.frombuffer(files[WEIGHTS], np.uint8)
-    names, values = [], []
-    for tensor in model.graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        if not place:
-            continue
-        start, size = int(place["offset"]), int(place["length"])
-        kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        names.append(tensor.name)
-        values.append(
-            onnxruntime.OrtValue.ortvalue_from_numpy(weights[start : start + size].view(kind).reshape(tensor.dims))
+def _refuse_fallback(session: Any, name: str, provider: str) -> None:
+    """ONNX Runtime runs on the CPU what a provider cannot, and all of it where the provider's libraries are missing."""
+    assigned = session.get_provider_graph_assignment_info()
+    strays = [(part.ep_name, node) for part in assigned if part.ep_name != provider for node in part.get_nodes()]
+    wrong = sorted({f"{node.op_type} on {where}" for where, node in strays if node.op_type not in OF_SIZES})
+    first = session.get_providers()[0]
+    if first != provider:
+        wrong = [f"its session is on {first}"]
+    if wrong:
+        raise BackendUnavailable(
+            f"{name} would not run on {provider}: {', '.join(wrong)}; install the CUDA libraries that this "
+            "onnxruntime-gpu asks for, or take device='cpu'"
         )
-    options.add_external_initializers(names, values)
-    return values

@@ -19,11 +19,16 @@ from pyflow.errors import InvalidInput
 from pyflow.spec import Spec, refuse_extra_channels
 from pyflow.timing import versions
 
-from . import aoti, onnx
+from . import aoti, onnx, openvino, tensorrt
 from .build import Built, Order
 from .shapes import Denoiser
 
-BUILDERS: dict[str, Callable[[nn.Module, Spec, Order], Built]] = {"onnx": onnx.build, "aoti": aoti.build}
+BUILDERS: dict[str, Callable[[nn.Module, Spec, Order], Built]] = {
+    "onnx": onnx.build,
+    "aoti": aoti.build,
+    "openvino": openvino.build,
+    "tensorrt": tensorrt.build,
+}
 Judge = Callable[[Runner, Spec], dict[str, Any]]
 
 
