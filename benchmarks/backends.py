@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from pyflow.training.recipes import UNET_1M
-from torch import nn
 from tqdm import tqdm
 
 from pyflow import Flow, checkpoint, load
@@ -28,7 +27,7 @@ from pyflow.engines.manifest import BOUNDS
 from pyflow.errors import BackendUnavailable, InvalidInput
 from pyflow.export import export
 from pyflow.export.build import Order
-from pyflow.models import build
+from pyflow.models import random_network
 from pyflow.spec import Network, Spec, UNet
 from pyflow.timing import interleave, machine
 
@@ -78,12 +77,8 @@ class Subject:
 
 def subjects(network: Network, folder: Path, threads: int) -> dict[str, Subject]:
     """The network with random weights, as a checkpoint and as every engine that this machine can make."""
-    torch.manual_seed(0)
-    model = build(network)
-    for weight in model.parameters():  # the zero-initialised layers too: a network that says 0 would hide a difference
-        nn.init.normal_(weight, std=0.04)
     source = folder / "checkpoint"
-    checkpoint.save(source, model, Spec(network))
+    checkpoint.save(source, random_network(network), Spec(network))
     made = {EAGER: Subject(load(source, threads=threads), "fp32", source, "eager", _size(source), 0.0)}
     made[COMPILE] = Subject(
         load(source, threads=threads, backend="compile"), "fp32", source, "compile", _size(source), 0.0

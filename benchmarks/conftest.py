@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from pyflow.training.recipes import MLP_2D, UNET_1M
-from torch import nn
 from variants import THREADS, Subject
 
 from pyflow import checkpoint, export
-from pyflow.models import build
+from pyflow.models import random_network
 from pyflow.spec import Spec
 from pyflow.timing import machine
 
@@ -21,13 +20,10 @@ ROWS: list[dict[str, Any]] = []
 
 
 def _subject(name: str, spec: Spec, folder: Path) -> Subject:
-    torch.manual_seed(0)
-    model = build(spec.network)
-    for weight in model.parameters():  # the zero-initialised layers too: a network that says 0 would hide a difference
-        nn.init.normal_(weight, std=0.04)
+    model = random_network(spec.network)
     checkpoint.save(folder / name, model, spec)
     export.export(folder / name, folder / f"{name}.engine")
-    return Subject(model.eval().to(memory_format=torch.channels_last), spec, folder / f"{name}.engine")
+    return Subject(model.to(memory_format=torch.channels_last), spec, folder / f"{name}.engine")
 
 
 @pytest.fixture(scope="session")

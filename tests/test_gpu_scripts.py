@@ -81,8 +81,9 @@ def test_what_differs_is_not_timed():
     program = """
 import bench, torch
 from pyflow.engines.manifest import BOUNDS
+from pyflow.models import random_network
 from pyflow.spec import Spec
-spec, model = Spec(bench.TINY), bench.model_of(bench.TINY)
+spec, model = Spec(bench.TINY), random_network(bench.TINY)
 wrong = lambda *given: 1.1 * model(*given)
 contenders = {
     name: bench.Contender(bench.PlainLoop(network, spec, "cpu", torch.float32), BOUNDS["fp32"], 0.0)

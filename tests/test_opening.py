@@ -93,7 +93,7 @@ BROKEN = {
     "spec of another type": ({"spec": 5}, "not a pyflow spec"),
     "inputs of another type": ({"inputs": 5}, "inputs is 5"),
     "inputs of inputs": ({"inputs": [["x"]]}, "inputs is"),
-    "plan": ({"plans": [{"graph": "g", "solver": "magic", "grid": [0, 1], "guidance": 1}]}, "a plan has solver 'magic'"),
+    "plan": ({"plans": [{"graph": "g", "solver": "x", "grid": [0, 1], "guidance": 1}]}, "a plan has solver 'x'"),
 }
 
 

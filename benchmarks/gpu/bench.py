@@ -20,9 +20,8 @@ from pyflow import core
 from pyflow.certificate import Case, Expected, measure, request_of
 from pyflow.engines.manifest import Bound, Certificate
 from pyflow.engines.runner import Request, Runner
-from pyflow.models import build
 from pyflow.native import Samples
-from pyflow.spec import Network, Spec, UNet
+from pyflow.spec import Spec, UNet
 from pyflow.timing import interleave, machine, versions
 
 # The kernels then run in Triton's interpreter, which has to be asked for before they are imported: by whoever imports
@@ -63,19 +62,6 @@ class Budget:
     def share(self, parts: int) -> "Budget":
         """A budget of its own for the first of `parts` equal ones of what is left."""
         return Budget(self.left / parts)
-
-
-def model_of(network: Network) -> nn.Module:
-    """Random weights, of the layers that start at zero too, that move a state by a third of its deviation.
-
-    The parity of a network that says next to nothing would prove nothing.
-    """
-    torch.manual_seed(0)
-    model = build(network)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * (0.5 * weight[0].numel() ** -0.5 if weight.ndim > 1 else 0.1))
-    return model.eval()
 
 
 class PlainLoop:

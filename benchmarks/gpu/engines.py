@@ -21,7 +21,7 @@ from pyflow.engines.runner import Runner
 from pyflow.export import BUILDERS
 from pyflow.export.build import Order
 from pyflow.export.shapes import Denoiser
-from pyflow.models import lowered
+from pyflow.models import lowered, random_network
 from pyflow.spec import Spec
 
 NETWORKS = {"unet-1M": UNET_1M, "unet-36M": UNET_36M}
@@ -116,7 +116,7 @@ def run(given: argparse.Namespace) -> None:
     left_out: list[dict[str, str]] = []
     for done, (name, network) in enumerate(names.items()):
         share = budget.share(len(names) - done)
-        model, spec = bench.model_of(network), Spec(network)
+        model, spec = random_network(network), Spec(network)
         truths = bench.Truths(model, spec)
         made, missing = contenders(name, model, spec, given.device, REHEARSED if given.tiny else ENGINES, share)
         left_out += missing

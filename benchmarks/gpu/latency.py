@@ -26,7 +26,7 @@ from pyflow.certificate import Case
 from pyflow.engines.manifest import BOUNDS
 from pyflow.engines.runner import Request, Runner
 from pyflow.errors import BackendUnavailable
-from pyflow.models import lowered
+from pyflow.models import lowered, random_network
 from pyflow.spec import Spec
 from pyflow.timing import interleave
 
@@ -223,7 +223,7 @@ def run(given: argparse.Namespace) -> None:
     groups = [(name, network, batch) for name, network in chosen.items() for batch in batches]
     for done, (name, network, batch) in enumerate(groups):
         if batch == batches[0]:
-            model, spec = bench.model_of(network), Spec(network)
+            model, spec = random_network(network), Spec(network)
             truths = bench.Truths(model, spec)
         torch._dynamo.reset()  # it keeps eight variants of one function
         subject = Subject(name, model, spec, given.device, batch)

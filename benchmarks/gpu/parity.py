@@ -23,6 +23,7 @@ from torch import Tensor
 from pyflow import core, noise
 from pyflow.certificate import Expected, cases, fresh_seed, measure
 from pyflow.engines.manifest import BOUNDS, Bound
+from pyflow.models import random_network
 from pyflow.spec import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,7 @@ def looped(device: str, tiny: bool) -> Iterator[dict[str, Any]]:
     from pyflow.engines.cuda import CudaRunner
 
     spec = Spec(bench.TINY if tiny else UNET_1M, null_label=True)
-    model, made = bench.model_of(spec.network), cases(spec)
+    model, made = random_network(spec.network), cases(spec)
     made = [case for case in made if case.batch == 3 and case.steps <= 2] if tiny else made
     expected = Expected(spec, made, fresh_seed()).compute(model)
     for (precision, dtype), graph in itertools.product({"fp32": torch.float32, "bf16": torch.bfloat16}.items(), (0, 1)):

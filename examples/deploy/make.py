@@ -6,22 +6,16 @@ python examples/deploy/make.py FOLDER [CHECKPOINT]
 import sys
 from pathlib import Path
 
-import torch
-
 from pyflow import checkpoint
 from pyflow.export import export
 from pyflow.export.build import Order
-from pyflow.models import build
+from pyflow.models import random_network
 from pyflow.spec import Spec, UNet
 
 
 def untrained(folder: Path) -> Path:
-    torch.manual_seed(0)
     network = UNet(shape=(1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,), classes=3)
-    model = build(network)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.1)
-    checkpoint.save(folder, model, Spec(network, null_label=True))
+    checkpoint.save(folder, random_network(network), Spec(network, null_label=True))
     return folder
 
 
