@@ -214,7 +214,7 @@ def test_the_sampler_makes_the_picture_of_a_pair_from_its_noise(tmp_path, rng, t
 def native_noise(flow, row, seed: int, index: int) -> np.ndarray:
     from pyflow import native
 
-    return native.sample(flow.denoiser, [row], batch=1, seed=seed, first=index, label=0).states
+    return native.sample(flow.runner.denoiser, [row], batch=1, seed=seed, first=index, label=0).states
 
 
 def test_a_student_of_other_pairs_is_another_student(tmp_path):
