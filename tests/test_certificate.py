@@ -1,7 +1,9 @@
 """The certificate: which runs it compares, what it refuses, and that it can be repeated without torch."""
 
+import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from pyflow.artefact import read_verified
 from pyflow.certificate import Case, Expected, ParityError, cases, measure, request_of
 from pyflow.engines import eager
 from pyflow.engines import manifest as manifests
-from pyflow.engines.manifest import Bound
+from pyflow.engines.manifest import BOUNDS, Bound, PlanRecord
 from pyflow.engines.runner import LoopRunner
 from pyflow.errors import InvalidArtefact
 from pyflow.spec import MLP, Spec
 from pyflow.verify import verify
 
 SPEC = Spec(UNET, null_label=True)
-FP32, LOW = Bound(relative=1e-5), Bound(psnr=40.0)
+FP32, LOW = BOUNDS["fp32"], BOUNDS["bf16"]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_the_network_itself_passes(proved):
     model, expected = proved
     made = measure(eager.runner(model, SPEC), SPEC, cases(SPEC), expected, FP32)
     assert made.worst < 1e-5
-    assert made.cases == 40
+    assert made.cases == 40 + 12  # those of the own solver, and six solvers at two guidances
     assert measure(eager.runner(model, SPEC), SPEC, cases(SPEC), expected, LOW).psnr > 90
 
 
@@ -90,6 +92,57 @@ def test_a_wrong_network_is_refused(proved, change):
     model, expected = proved
     with pytest.raises(ParityError, match=r"batch \d+, \d+ rows, guidance .* relative error"):
         measure(runner_that(model, change), SPEC, cases(SPEC), expected, FP32)
+
+
+class Euler(LoopRunner):
+    """A step that knows its row by half: one that was traced with a=1, h=n=0 and with a guidance of 4."""
+
+    def run(self, request):
+        plan = [row._replace(a=1.0, h=0.0, n=0.0) for row in request.plan]
+        guidance = request.guidance if request.guidance == 1.0 else 4.0
+        return super().run(replace(request, plan=plan, guidance=guidance))
+
+
+def test_a_step_that_knows_one_solver_alone_is_refused(proved):
+    model, expected = proved
+    with pytest.raises(ParityError, match="relative error"):
+        measure(Euler(eager.runner(model, SPEC).denoiser), SPEC, cases(SPEC), expected, FP32)
+
+
+def test_an_instant_velocity_counts_beside_an_average():
+    """A network of two times that is right for s < t and wrong for s = t."""
+    spec, model = Spec(POINTS), network(POINTS, 0)
+
+    def predict(x, s, t, label, out):
+        given = [torch.from_numpy(array.copy()) for array in (x, s, t, label)]
+        with torch.inference_mode():
+            out[...] = model(*given).numpy() * np.where(s == t, -1, 1)[:, None]
+
+    expected = Expected(spec, cases(spec), 1).compute(model)
+    with pytest.raises(ParityError):
+        measure(LoopRunner(native.callable_denoiser(predict, (2,))), spec, cases(spec), expected, FP32)
+
+
+def test_a_whole_sampler_is_asked_for_every_label():
+    spec = Spec(MLP(classes=50), null_label=True)
+    record = PlanRecord("sampler-1", "euler", (0.0, 1.0), 2.0)
+    asked = [request_of(case, spec, 1).label.tolist() for case in cases(spec, [record])]
+    assert set().union(*asked) == set(range(50))
+
+
+def test_one_bad_picture_does_not_hide_among_good_ones(proved):
+    model, expected = proved
+    bad = runner_that(model, lambda p, *_: p + np.float32(0.2) * (np.arange(len(p)) == 5)[:, None, None, None])
+    low = Bound(psnr=28.0)  # the batch alone would pass
+    with pytest.raises(ParityError, match="PSNR"):
+        measure(bad, SPEC, [cases(SPEC)[2 * 2 * 2]], expected, low)
+
+
+def test_a_checkpoint_that_breaks_down_is_no_reference():
+    model = network(UNET, 0)
+    model.leave.bias.data.fill_(float("nan"))
+    with pytest.raises(ParityError, match="the checkpoint itself makes a NaN"):
+        Expected(SPEC, cases(SPEC)[:1], 0).compute(model)
 
 
 @pytest.mark.parametrize("change", [WRONG["NaN"], WRONG["NaN in one value"], WRONG["first picture for all"]])
@@ -137,8 +190,56 @@ def test_another_engines_proof_is_refused(tiny_engine):
         certificate.repeat(wrong, manifest, proof)
     with pytest.raises(InvalidArtefact, match=r"proof is no \.npy file"):
         certificate.repeat(wrong, manifest, b"junk")
-    with pytest.raises(InvalidArtefact, match=r"proof is float32 .* expected float32"):
+    with pytest.raises(InvalidArtefact, match=r"proof is float32 .* expected finite float32"):
         certificate.repeat(wrong, manifest, Expected(SPEC, cases(SPEC)[:1], 0).compute(network(UNET, 0)).proof())
+
+
+def damaged_proofs(proof: bytes):
+    yield "cut", proof[:-4]
+    yield "long", proof + b"\0" * 4
+    yield "empty", b""
+    yield "a zip", b"PK\x03\x04" + proof
+    yield "an archive", archive_of(np.zeros(3))
+    yield "absurd", proof.replace(b"(97, ", b"(10**13, ")
+    yield "NaN", proof[:-4] + np.float32("nan").tobytes()
+
+
+def archive_of(array) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, array)
+    return file.getvalue()
+
+
+def test_a_damaged_proof_is_refused(proved, tiny_engine):
+    model, expected = proved
+    manifest = manifests.read(tiny_engine)
+    for name, content in damaged_proofs(expected.proof()):
+        print(name)
+        with pytest.raises(InvalidArtefact, match="the engine's proof"):
+            certificate.repeat(eager.runner(model, SPEC), manifest, content)
+
+
+@pytest.mark.parametrize("classes", [10, 40])
+@pytest.mark.parametrize("wrong", ["label", "null label", "row"])
+def test_the_proof_holds_every_label_and_every_row_of_a_batch(classes, wrong):
+    spec = Spec(MLP(width=16, depth=2, classes=classes), null_label=True)
+    model = network(spec.network, 0)
+    expected = Expected(spec, cases(spec), 7).compute(model)
+    again = Expected(spec, cases(spec), 7).read_proof(expected.proof())
+
+    def broken(prediction, x, s, label):
+        off = {"label": label == classes - 1, "null label": label == classes, "row": np.arange(len(x)) == 9}[wrong]
+        return prediction + np.float32(0.1) * off[:, None]
+
+    def predict(x, s, t, label, out):
+        given = [torch.from_numpy(array.copy()) for array in (x, s, t, label)]
+        with torch.inference_mode():
+            out[...] = broken(model(*given).numpy(), x, s, label)
+
+    runner = LoopRunner(native.callable_denoiser(predict, spec.network.shape))
+    assert measure(eager.runner(model, spec), spec, cases(spec), again, FP32).worst < 1e-5
+    with pytest.raises(ParityError):
+        measure(runner, spec, cases(spec), again, FP32)
 
 
 def test_points_are_certified_too(rng):

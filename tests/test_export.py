@@ -63,10 +63,10 @@ def test_the_certificate_covers_what_the_engine_will_be_asked(pair):
     manifest = manifests.read(folder)
     proved, guided = manifest.certificate, manifest.spec.null_label
     assert proved.batches == (1, 3, 16)
-    assert proved.steps == (1, 2, 4, 50)
-    assert proved.guidance == ((1.0, 4.0) if guided else (1.0,))
+    assert {1, 2, 4, 50} <= set(proved.steps)
+    assert proved.guidance == ((1.0, 2.5, 4.0) if guided else (1.0,))
     assert proved.masks
-    assert proved.cases == (3 * 3 + 1) * 2 * len(proved.guidance)
+    assert proved.cases == ((3 * 3 + 1) * 2 + 6) * (2 if guided else 1)
     assert proved.bound == BOUNDS["fp32"]
     assert 0 < proved.worst <= proved.bound.relative == 1e-5
     assert 0 <= proved.off_by_one <= 1e-3
