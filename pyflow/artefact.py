@@ -1,6 +1,7 @@
 """Folders that are absent, old or complete: how pyflow publishes what it makes, and checks what it reads."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import InvalidArtefact, InvalidInput
 
@@ -23,7 +24,8 @@ def publish(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
     """Give a new empty folder to write in; on success it takes the place of `folder` in one durable rename.
 
     An error inside leaves `folder` as it was. Whatever stood there before is deleted only after the swap, and only if
-    the new folder has a file for each of its own, but for those in `replaces`: a home directory named by mistake stays.
+    the new folder has a file for each of its own, but for plain files in `replaces`: a home directory named by mistake
+    stays.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -36,11 +38,7 @@ def publish(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
         for path in sorted(fresh.rglob("*")):
             _flush(path)
         _flush(fresh)
-        if folder.exists():
-            _refuse_strangers(fresh, folder, replaces)
-            _exchange(fresh, folder)
-        else:
-            os.rename(fresh, folder)
+        _place(fresh, folder, replaces)
         _flush(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -67,11 +65,15 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise ValueError(f"{path.stat().st_size} bytes; a record has {_JSON_LIMIT} at most")
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise InvalidArtefact(f"{path} is missing; the folder is incomplete or not one that pyflow wrote") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidArtefact(f"{path} is not valid JSON ({error}); the file is damaged, make it again") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is no JSON")
 
 
 def sha256(content: bytes) -> str:
@@ -118,9 +120,25 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _place(fresh: Path, folder: Path, replaces: Collection[str]) -> None:
+    if not folder.exists():
+        try:
+            os.rename(fresh, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+    _refuse_strangers(fresh, folder, replaces)
+    _exchange(fresh, folder)
+
+
 def _refuse_strangers(fresh: Path, folder: Path, replaces: Collection[str]) -> None:
-    known = {*replaces, *(path.name for path in fresh.iterdir())}
-    strangers = sorted({path.name for path in folder.iterdir()} - known)
+    made = {path.name for path in fresh.iterdir()}
+    there = list(folder.iterdir())
+    folders = {path.name for path in there if path.is_dir() and not path.is_symlink()}
+    plain = {path.name for path in there if path.is_file() and not path.is_symlink()}
+    strangers = sorted({path.name for path in there} - (made - folders) - (plain & {*replaces}))
     if strangers:
         raise InvalidInput(
             f"{folder} holds {', '.join(strangers[:3])}{', …' * (len(strangers) > 3)}, which would be deleted; "

@@ -145,6 +145,43 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "home"]
 
 
+def test_only_plain_files_are_replaced_by_name(tmp_path):
+    """A list of names, which may come from a file that somebody else wrote, costs nobody a folder or a link."""
+    folder = tmp_path / "folder"
+    for name in ("photos", "weights"):  # of which only the second is the name of a new file
+        (folder / name).mkdir(parents=True)
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "old").write_bytes(b"old")
+    with (
+        pytest.raises(InvalidInput, match="holds link, photos, weights, which would be deleted"),
+        publish(folder, replaces=["photos", "weights", "link", "old"]) as fresh,
+    ):
+        (fresh / "weights").write_bytes(b"new")
+    assert len(list(folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize("stranger", [False, True])
+def test_a_folder_that_appears_meanwhile_is_replaced_too(tmp_path, monkeypatch, stranger):
+    """Two first publications at once: the second finds the folder of the first at its rename."""
+    folder, real = tmp_path / "folder", os.rename
+
+    def late(source, target):
+        monkeypatch.setattr(os, "rename", real)
+        make(folder, b"1")
+        if stranger:
+            (folder / "thesis").write_bytes(b"mine")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    if stranger:
+        with pytest.raises(InvalidInput, match="holds thesis, which would be deleted"):
+            make(folder, b"2")
+    else:
+        make(folder, b"2")
+        assert state_of(folder) == named(b"2")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_an_empty_folder_is_filled_and_a_link_is_followed(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -247,7 +284,7 @@ def test_links_pipes_folders_and_missing_files_are_refused(tmp_path):
 def test_read_json_names_what_is_wrong(tmp_path):
     with pytest.raises(InvalidArtefact, match="is missing"):
         read_json(tmp_path / "none.json")
-    for damaged in (b"", b"{", b"\xff\xfe", b'{"a": 1', b"[" * 100_000):
+    for damaged in (b"", b"{", b"\xff\xfe", b'{"a": 1', b"[" * 100_000, b"NaN", b'{"a": -Infinity}'):
         (tmp_path / "bad.json").write_bytes(damaged)
         with pytest.raises(InvalidArtefact, match=r"bad\.json is not valid JSON"):
             read_json(tmp_path / "bad.json")
