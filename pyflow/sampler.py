@@ -67,8 +67,8 @@ class Flow:
 
         steps: network calls (twice as many for heun). label: one class for all, one a picture, or None for no label.
         guidance: 1 is none; above 1 follows the label more closely. solver: of `core.SOLVERS`. grid: of `core.GRIDS`,
-        or the times themselves, which then tell the steps. callback(row) is called after every row. known: what
-        `inpaint` keeps.
+        or the times themselves, which then tell the steps. callback(row) is called after every row, by a whole sampler
+        after its last. known: what `inpaint` keeps.
         """
         steps = _either("steps", steps, "num_inference_steps", num_inference_steps, None)
         guidance = _either("guidance", guidance, "guidance_scale", guidance_scale, 1.0)
