@@ -59,7 +59,6 @@ VARIANTS = (
     Variant("aoti", "bf16"),
     Variant("openvino", "fp32"),
     Variant("openvino", "bf16"),
-    Variant("openvino", "int8"),
 )
 
 

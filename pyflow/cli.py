@@ -10,13 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import __version__, core, native
 from .engines import BACKENDS
 from .engines import manifest as manifests
 from .engines.manifest import Certificate
-from .errors import PyflowError
+from .errors import InvalidInput, PyflowError
 from .loading import load
+from .sampler import count
 from .training.recipes import STUDENTS, TEACHERS, Recipe
+
+PICTURE_SUFFIXES, SCALE_LIMIT = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff"), 64
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -93,6 +98,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     flow = load(arguments.source, threads=arguments.threads, device=arguments.device)
+    pictures = len(flow.spec.network.shape) == 3
+    out, scale = _writable(arguments.out, pictures), count("scale", arguments.scale, 1, SCALE_LIMIT)
     plan = flow.plan(arguments.steps, arguments.solver, arguments.grid)
     with tqdm(total=len(plan), desc="rows", unit="row", disable=len(plan) < 10) as bar:
         output = flow.sample(
@@ -106,18 +113,27 @@ def _sample(arguments: argparse.Namespace) -> None:
             grid=arguments.grid,
             callback=lambda row: bar.update(),
         )
-    if output.states.ndim == 4:
-        output.grid(scale=arguments.scale).save(arguments.out)
-        print(f"{len(output.states)} pictures in {output.row_seconds.sum() * 1e3:.1f} ms: {arguments.out}")
+    if pictures:
+        output.grid(scale=scale).save(out)
+        print(f"{len(output.states)} pictures in {output.row_seconds.sum() * 1e3:.1f} ms: {out}")
     else:
-        import numpy as np
+        np.save(out, output.states, allow_pickle=False)
+        print(f"{len(output.states)} points in {output.row_seconds.sum() * 1e3:.1f} ms: {out}")
 
-        np.save(arguments.out, output.states, allow_pickle=False)
-        print(f"{len(output.states)} points in {output.row_seconds.sum() * 1e3:.1f} ms: {arguments.out}")
+
+def _writable(named: Path | None, pictures: bool) -> Path:
+    """The file to write, refused before anything is sampled."""
+    path = named or Path("samples.png" if pictures else "samples.npy")
+    if not path.parent.is_dir() or path.is_dir():
+        raise InvalidInput(f"--out is {str(path)!r}; expected a file in a folder that is there: make the folder first")
+    known = PICTURE_SUFFIXES if pictures else (".npy",)
+    if path.suffix.lower() not in known:
+        raise InvalidInput(f"--out is {str(path)!r}; expected a name that ends in {' or '.join(known)}")
+    return path
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    from .commands import latency
+    from .latency import latency
     from .timing import machine
 
     flow = load(arguments.source, threads=arguments.threads, device=arguments.device)
@@ -221,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = command("sample", _sample, "make pictures")
     _add_source(sample)
-    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="the picture, or .npy for points")
+    sample.add_argument("--out", type=Path, default=None, help="the picture (samples.png), or .npy for points")
     sample.add_argument("--count", type=int, default=16, help="how many")
     sample.add_argument("--steps", type=int, default=1, help="network calls (heun makes two a step)")
     sample.add_argument("--label", type=int, default=None, help="the class; none asks for no label")
@@ -246,7 +262,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} came; expected step counts such as 1,2,4") from None
 
 
 def _add_source(made: argparse.ArgumentParser) -> None:
@@ -262,8 +281,12 @@ def main(words: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         arguments.run(arguments)
-    except PyflowError as error:
+    except (PyflowError, OSError) as error:
         print(f"pyflow: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        extra = "train" if error.name in ("torch", "safetensors") else "demo"
+        print(f'pyflow: {error}; this command needs it: pip install "pyflow-engine[{extra}]"', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pyflow: stopped; run the same command again to go on", file=sys.stderr)

@@ -11,13 +11,12 @@ from tqdm import tqdm
 from . import checkpoint, export, quality
 from .core import LINEAR
 from .engines import manifest as manifests
-from .engines.manifest import Bound
+from .engines.manifest import BOUNDS, Bound, Manifest
 from .errors import InvalidArtefact, InvalidInput
 from .export.build import Order
 from .loading import load
-from .sampler import Flow
 from .spec import Spec
-from .timing import Timing, interleave
+from .training import classifier
 from .training import pairs as pairs_files
 from .training.data import load_dataset
 from .training.pairs import PairsSpec
@@ -42,6 +41,14 @@ def train_teacher(name: str, data: str, folder: Path, **changes: Any) -> bool:
     guided = setting.label_dropout > 0 and dataset.classes > 0
     spec = Spec(network, LINEAR.name, null_label=guided, provenance=provenance(setting))
     return train(setting, spec, unpaired(dataset.images, dataset.labels), folder)
+
+
+def train_judge(folder: Path, data: str) -> bool:
+    """Train the classifier that judges pictures of a data set; False when the folder holds one already."""
+    if classifier.is_classifier(folder):
+        return False
+    classifier.train(folder, load_dataset(data))
+    return True
 
 
 def make_pairs(source: Path, folder: Path, *, count: int, steps: int, solver: str, guidance: float, seed: int) -> int:
@@ -95,21 +102,28 @@ def export_engine(
     the distances of the engine's pictures and of the checkpoint's.
     """
     order = order or Order()
-    if manifests.is_engine(folder) and _is_engine_of(source, folder, backend, order):
+    _expect_one_of("--to", backend, export.BUILDERS)
+    spec = checkpoint.load_spec(source)
+    order.check(spec)
+    referee = None if judge is None else quality.Judge.of(judge, data)
+    if referee:
+        referee.refuse_misfit(spec)
+    bound = BOUNDS[order.precision] if psnr is None else Bound(psnr=psnr)
+    distances = referee.settings(order) if referee else {}
+    if manifests.is_engine(folder) and _is_engine_of(source, folder, backend, order, bound, distances):
         return False
-    bound = None if psnr is None else Bound(psnr=psnr)
-    export.export(source, folder, backend, order, bound=bound, judge=_judging(source, order, judge, data))
+    judging = None
+    if referee:
+        reference = load(source)
+        reference.plan(order.steps[0], order.solver, order.grid)
+        judging = partial(quality.change, referee, reference, order)
+    export.export(source, folder, backend, order, bound=bound, judge=judging)
     return True
 
 
-def _judging(source: Path, order: Order, folder: Path | None, data: str) -> export.Judge | None:
-    if folder is None:
-        return None
-    judge, reference = quality.Judge.of(folder, data), load(source)
-    return partial(quality.change, judge, reference, steps=order.steps, guidance=order.guidance)
-
-
-def _is_engine_of(source: Path, folder: Path, backend: str, order: Order) -> bool:
+def _is_engine_of(
+    source: Path, folder: Path, backend: str, order: Order, bound: Bound, distances: dict[str, Any]
+) -> bool:
     """Whether the folder is what was ordered; a damaged one counts as none, so that an export mends it."""
     try:
         manifest = manifests.read(folder)
@@ -119,20 +133,19 @@ def _is_engine_of(source: Path, folder: Path, backend: str, order: Order) -> boo
         return False
     made = manifest.backend, manifest.what, manifest.precision, manifest.plans, manifest.weights_sha256
     plans = order.plans(checkpoint.load_spec(source))
-    return made == (backend, order.what, order.precision, plans, checkpoint.weights_sha256(source))
+    proved = manifest.proved
+    return (
+        made == (backend, order.what, order.precision, plans, checkpoint.weights_sha256(source))
+        and _runs_on(manifest, order.device)
+        and proved.bound == bound
+        and distances.items() <= proved.distances.items()
+    )
 
 
-def latency(
-    flow: Flow, steps: tuple[int, ...], batches: tuple[int, ...], guidance: float
-) -> dict[tuple[int, int], Timing]:
-    """Seconds of `sample` for each (steps, batch), interleaved; `sample` itself refuses values that are not finite."""
-    label = 0 if flow.spec.network.classes else None
-    calls = {
-        (count, batch): partial(flow.sample, batch, steps=count, label=label, guidance=guidance)
-        for count in steps
-        for batch in batches
-    }
-    return interleave(calls, budget=10.0)
+def _runs_on(manifest: Manifest, device: str) -> bool:
+    """Whether the engine was made for this device; ONNX graphs run on both."""
+    on_gpu = manifest.backend == "tensorrt" or "gpu" in manifest.requires
+    return manifest.backend == "onnx" or on_gpu == (device == "cuda")
 
 
 def describe(source: Path) -> dict[str, Any]:

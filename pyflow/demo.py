@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import commands, report
+from .latency import latency
 from .loading import load
 from .page import Measure, Report
 from .quality import PICTURES, Judge
@@ -26,6 +27,7 @@ TIMED_BATCH = 16
 def run(folder: Path, report_folder: Path) -> list[Measure]:
     started = time.perf_counter()
     teacher, student, pairs = folder / "teacher", folder / "student", folder / "pairs"
+    commands.train_judge(folder / "classifier", "digits")
     judge = Judge.of(folder / "classifier", "digits")
     _say("classifier", f"reads {judge.accuracy:.1%} of the held-out digits")
 
@@ -75,7 +77,7 @@ def _measure(
         pictures[method, steps] = images[:SHOWN]
     seconds: dict[tuple[str, int, int], float] = {}
     for method, (flow, guidance) in flows.items():
-        timings = commands.latency(flow, STEPS, (1, TIMED_BATCH), guidance)
+        timings = latency(flow, STEPS, (1, TIMED_BATCH), guidance)
         seconds |= {(method, *case): timing.median for case, timing in timings.items()}
     slowest = seconds["teacher", STEPS[-1], TIMED_BATCH]
     measures = []

@@ -4,13 +4,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pyflow import commands, export
 from pyflow.cli import main
+from pyflow.engines import manifest as manifests
+from pyflow.sampler import Flow
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,6 +102,94 @@ def test_a_mistake_is_one_sentence(words, said, capsys, tmp_path, monkeypatch):
     assert said in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--what", "sampler", "--grid", "foo"), "grid is 'foo'; expected one of uniform, cosine"),
+        (("--device", "tpu"), "device is 'tpu'; expected one of cpu, cuda"),
+        (("--what", "sampler", "--steps", "1000000000"), "expected step counts of 1 to 10000"),
+        (("--guidance", "nan"), "guidance is nan; expected a number from 0 to 100"),
+        (("--guidance", "101"), "guidance is 101.0; expected a number from 0 to 100"),
+        (("--judge", "nowhere"), "nowhere holds no classifier.json"),
+    ],
+)
+def test_a_mistaken_order_over_an_engine_is_one_sentence(words, said, tiny_checkpoint, tiny_engine, capsys):
+    assert run("export", tiny_checkpoint, "--out", tiny_engine, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [("--psnr", 50), ("--device", "cuda"), ("--what", "step"), ("--to", "aoti")])
+def test_an_engine_of_another_order_is_not_kept(other, tiny_checkpoint, tiny_engine, monkeypatch, tmp_path, capsys):
+    exported = []
+    monkeypatch.setattr(export, "export", lambda *given, **own: exported.append(given))
+    assert run("export", tiny_checkpoint, "--out", tiny_engine) == 0
+    assert run("export", tiny_checkpoint, "--out", tiny_engine, *other) == 0
+    assert len(exported) == (other != ("--device", "cuda")), "ONNX graphs run on both devices, and no others do"
+
+
+def test_an_engine_of_another_device_is_not_kept(tiny_engine):
+    made = manifests.read(tiny_engine)
+    on_gpu, on_cpu = (replace(made, backend="aoti", requires=needs) for needs in ({"gpu": "sm_90"}, {}))
+    devices = [(commands._runs_on(engine, "cpu"), commands._runs_on(engine, "cuda")) for engine in (on_gpu, on_cpu)]
+    assert devices == [(False, True), (True, False)]
+    assert commands._runs_on(replace(made, backend="tensorrt", requires={"tensorrt-rtx": "1.7"}), "cuda")
+
+
+def test_step_counts_say_what_they_are(capsys):
+    with pytest.raises(SystemExit):
+        run("export", "a", "--out", "b", "--steps", "1,x")
+    assert "argument --steps: '1,x' came; expected step counts such as 1,2,4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--out", "nowhere/x.png"), "--out is 'nowhere/x.png'; expected a file in a folder that is there"),
+        (("--out", "x.xyz"), "--out is 'x.xyz'; expected a name that ends in .png or"),
+        (("--scale", 0), "scale is 0; expected 1 to 64"),
+    ],
+)
+def test_where_pictures_go_is_checked_before_they_are_made(words, said, tiny_checkpoint, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Flow, "sample", lambda *_, **__: pytest.fail("sampled"))
+    assert run("sample", tiny_checkpoint, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from pyflow.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_bench_needs_no_torch(tiny_engine):
+    words = ("bench", tiny_engine, "--steps", 1, "--batch", 1)
+    done = without_torch(*words)
+    assert done.returncode == 0, done.stderr
+    assert "median ms" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["info", "export"])
+def test_a_command_without_its_package_is_one_sentence(command, tiny_checkpoint, tmp_path):
+    done = without_torch(command, tiny_checkpoint, *(("--out", tmp_path / "a") if command == "export" else ()))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert 'pip install "pyflow-engine[train]"' in done.stderr
+
+
+def without_torch(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_an_error_of_the_system_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run("train", "cfm", "--data", "checkerboard", "--out", tmp_path / "file" / "x", "--steps", 1) == 2
+    assert re.search(r"pyflow: \[Errno \d+\]", capsys.readouterr().err)
 
 
 def test_info_of_this_machine(capsys):

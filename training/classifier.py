@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from pyflow import checkpoint
+from pyflow.artefact import read_json
+from pyflow.errors import InvalidInput
 
 from .data import Dataset
 
@@ -66,15 +68,26 @@ def features_and_labels(net: Classifier, images: Tensor) -> tuple[Tensor, Tensor
     return features, net.head(features).argmax(1)
 
 
-def judge(folder: Path, data: Dataset, held_out: Dataset) -> tuple[Classifier, float]:
-    """The classifier in `folder`, trained first if there is none, and its accuracy on held-out pictures."""
-    if (folder / RECORD).exists():
-        net = Classifier(data.shape, data.classes)
-        net.load_state_dict(checkpoint.load_arrays(folder, RECORD, WEIGHTS))
-        net.eval()
-    else:
-        net = train_classifier(data)
-        record = {"format": checkpoint.FORMAT, "data": data.name}
-        checkpoint.save_arrays(folder, RECORD, record, {WEIGHTS: net.state_dict()})
-    read = features_and_labels(net, held_out.images)[1]
-    return net, float((read == held_out.labels).float().mean())
+def is_classifier(folder: Path) -> bool:
+    return (folder / RECORD).is_file()
+
+
+def train(folder: Path, data: Dataset) -> None:
+    """Publish a classifier of `data` in `folder`."""
+    record = {"format": checkpoint.FORMAT, "data": data.name}
+    checkpoint.save_arrays(folder, RECORD, record, {WEIGHTS: train_classifier(data).state_dict()})
+
+
+def load(folder: Path, data: Dataset) -> Classifier:
+    """The classifier in `folder`, refused unless it was trained on `data`."""
+    if not is_classifier(folder):
+        raise InvalidInput(
+            f"{folder} holds no {RECORD}; expected a classifier, such as `pyflow demo` makes in runs/demo/classifier"
+        )
+    weights = checkpoint.load_arrays(folder, RECORD, WEIGHTS)
+    trained_on = read_json(folder / RECORD).get("data")
+    if trained_on != data.name:
+        raise InvalidInput(f"{folder} is a classifier of {trained_on!r}; expected one of {data.name!r}: name another")
+    net = Classifier(data.shape, data.classes)
+    net.load_state_dict(weights)
+    return net.eval()

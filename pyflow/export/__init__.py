@@ -29,7 +29,7 @@ BUILDERS: dict[str, Callable[[nn.Module, Spec, Order], Built]] = {
     "openvino": openvino.build,
     "tensorrt": tensorrt.build,
 }
-Judge = Callable[[Runner, Spec], dict[str, Any]]
+Judging = Callable[[Runner, Spec], dict[str, Any]]
 
 
 def export(
@@ -39,7 +39,7 @@ def export(
     order: Order | None = None,
     *,
     bound: Bound | None = None,
-    judge: Judge | None = None,
+    judge: Judging | None = None,
 ) -> Manifest:
     """Export the checkpoint `source` as the engine `folder`; ParityError, and nothing published, beyond its bound.
 
@@ -74,7 +74,7 @@ def export(
 
 
 def _prove(
-    draft: Manifest, files: dict[str, bytes], model: nn.Module, order: Order, bound: Bound, judge: Judge | None
+    draft: Manifest, files: dict[str, bytes], model: nn.Module, order: Order, bound: Bound, judge: Judging | None
 ) -> tuple[dict[str, bytes], Manifest]:
     """The files with their proof, and the manifest with its certificate."""
     runner = engines.runner(draft, files, device=order.device)

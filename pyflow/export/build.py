@@ -9,12 +9,14 @@ from torch import nn
 from pyflow import core
 from pyflow.engines.manifest import DENOISER, PRECISIONS, SAMPLER, STEP, WHATS, PlanRecord
 from pyflow.errors import InvalidInput
+from pyflow.sampler import STEPS_LIMIT
 from pyflow.spec import Spec
 
 from .shapes import DTYPES, Denoiser, Sampler, Step
 
 Shape = Denoiser | Step | Sampler
-BATCH_LIMIT = 2**20
+BATCH_LIMIT, GUIDANCE_LIMIT = 2**20, 100
+INT8 = "int8"  # quantized from the float32 graph
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Order:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         if self.solver is not None and self.solver not in core.SOLVERS:
             raise InvalidInput(f"solver is {self.solver!r}; expected one of {', '.join(core.SOLVERS)}")
-        if self.what != SAMPLER:
-            return
-        if not self.steps or min(self.steps) < 1 or len(set(self.steps)) != len(self.steps):
-            raise InvalidInput(f"steps is {self.steps}; expected step counts, each once")
+        counts = set(self.steps)
+        if not counts or min(counts) < 1 or max(counts) > STEPS_LIMIT or len(counts) != len(self.steps):
+            raise InvalidInput(f"steps is {self.steps}; expected step counts of 1 to {STEPS_LIMIT}, each once")
+        if not 0 <= self.guidance <= GUIDANCE_LIMIT:
+            raise InvalidInput(f"guidance is {self.guidance}; expected a number from 0 to {GUIDANCE_LIMIT}, 1 for none")
         if self.guidance != 1.0 and not spec.null_label:
             raise InvalidInput(f"guidance is {self.guidance}; expected 1, this network knows no null label")
+        if self.what != SAMPLER:
+            return
         for record in self.plans(spec):
             if any(row.n for row in record.plan(spec)):
                 raise InvalidInput(
@@ -69,7 +74,7 @@ class Built:
 
 def shapes_of(model: nn.Module, spec: Spec, order: Order) -> dict[str, Shape]:
     """The modules to export, by the names of their graphs."""
-    denoiser = Denoiser(model, spec, DTYPES.get(order.precision, DTYPES["fp32"]))  # int8 starts from float32
+    denoiser = Denoiser(model, spec, DTYPES["fp32" if order.precision == INT8 else order.precision])
     if order.what == DENOISER:
         return {"denoiser": denoiser}
     if order.what == STEP:
