@@ -32,7 +32,7 @@ def load(
         for name, given in (("backend", backend), ("precision", precision)):
             if given is not None:
                 raise InvalidInput(f"{name} is {given!r}; expected None: {folder} is an engine, which has its own")
-        runner, manifest = engines.open_engine(folder, threads, device)
+        runner, manifest, _ = engines.open_engine(folder, threads, device)
         identity = sha256(json_bytes({name: file.sha256 for name, file in sorted(manifest.files.items())}))
         return Flow(runner, manifest.spec, manifest.backend, identity)
     if (folder / "spec.json").is_file():

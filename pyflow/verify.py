@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from . import certificate, engines
-from .artefact import read_verified
 from .engines.manifest import PROOF, Certificate
 from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
@@ -17,11 +16,10 @@ def verify(
     progress: certificate.Progress = iter,
 ) -> Certificate:
     """Run every case of the certificate: on fresh noise beside its checkpoint `source`, else against its own proof."""
-    runner, manifest = engines.open_engine(folder, threads, device)
+    runner, manifest, files = engines.open_engine(folder, threads, device)
     if PROOF not in manifest.files:
         raise InvalidArtefact(f"{folder} holds no {PROOF}; the engine is incomplete, export it again")
-    record = manifest.files[PROOF]
-    proof = read_verified(folder, PROOF, record.sha256, record.bytes)
+    proof = files[PROOF]
     if source is None:
         return certificate.repeat(runner, manifest, proof, progress=progress)
     try:

@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
+import sys
+from dataclasses import replace
 
 import pytest
 from tiny import POINTS, save
 
-from pyflow import load, native
+from pyflow import engines, load, native
 from pyflow.artefact import sha256
-from pyflow.engines import host
+from pyflow.engines import aoti, host, tensorrt
 from pyflow.engines import manifest as manifests
-from pyflow.errors import BackendUnavailable, InvalidArtefact
+from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 from pyflow.export import export
 from pyflow.spec import Spec
 
@@ -68,6 +70,10 @@ def record(content: bytes, **changes) -> dict:
     return {"sha256": sha256(content), "bytes": len(content), **changes}
 
 
+def planned(**changes) -> dict:
+    return {"plans": [{"graph": "sampler-1", "solver": "euler", "grid": [0, 1], "guidance": 1, **changes}]}
+
+
 BROKEN = {
     "newer format": ({"format": 99}, "has format 99; this pyflow reads 2: upgrade pyflow"),
     "older format": ({"format": 1}, "has format 1; this pyflow reads 2: export it again"),
@@ -94,6 +100,16 @@ BROKEN = {
     "inputs of another type": ({"inputs": 5}, "inputs is 5"),
     "inputs of inputs": ({"inputs": [["x"]]}, "inputs is"),
     "plan": ({"plans": [{"graph": "g", "solver": "x", "grid": [0, 1], "guidance": 1}]}, "a plan has solver 'x'"),
+    "grid": (planned(grid=[0, 0.5]), "a plan can't be built .*that end at 1.: export it again"),
+    "grid of absurd numbers": (planned(grid=[0, 10**400]), "a plan can't be built .*too large"),
+    "graph outside": (planned(graph="../sampler"), "a plan has graph '../sampler'; expected a plain name"),
+    "plans of a denoiser": (planned(), "holds 1 plans; expected none of a denoiser"),
+    "sampler without plans": ({"what": "sampler"}, "holds 0 plans; expected one or more of a sampler"),
+    "instruction sets": ({"requires": {"cpu": 5}}, "requires cpu 5; expected a list of names"),
+    "one instruction set": ({"requires": {"cpu": "avx2"}}, "requires cpu 'avx2'; expected a list of names"),
+    "no instruction sets": ({"requires": {"cpu": None}}, "requires cpu None; expected a list"),
+    "lists of instruction sets": ({"requires": {"cpu": [["x"]]}}, "requires cpu .*; expected a list of names"),
+    "release of another type": ({"requires": {"torch": 2.1}}, r"requires torch 2\.1; expected a text"),
 }
 
 
@@ -101,6 +117,26 @@ BROKEN = {
 def test_a_broken_manifest_is_refused_before_the_model_is_opened(copy, never_opened, changes, sentence):
     edit(copy, **changes)
     with pytest.raises(InvalidArtefact, match=sentence):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [{}, {"relative": None}, {"relative": 1e-5, "psnr": 40}, {"psnr": 0}, {"relative": -1}, {"relative": 10**400}],
+    ids=lambda bound: str(bound)[:30],
+)
+def test_a_bound_is_one_number(copy, never_opened, bound):
+    certificate = manifests.read(copy).to_json()["certificate"]
+    edit(copy, certificate={**certificate, "bound": bound})
+    with pytest.raises(InvalidArtefact, match="expected one of relative and psnr, above 0: export it again"):
+        load(copy)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_does_not_know_is_refused(copy, never_opened, number):
+    path = copy / manifests.NAME
+    path.write_text(path.read_text().replace('"worst": ', f'"worst": {number}, "before": '))
+    with pytest.raises(InvalidArtefact, match=r"manifest\.json (is not valid JSON|holds a number that no pyflow)"):
         load(copy)
 
 
@@ -147,6 +183,55 @@ def test_an_engine_of_another_machine_is_refused_before_it_is_opened(copy, never
         load(copy)
 
 
+def test_without_torch_a_gpus_engine_names_the_extra(copy, monkeypatch):
+    edit(copy, requires={"gpu": "sm_90"})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(BackendUnavailable, match=r'pip install "pyflow-engine\[train\]"'):
+        load(copy)
+    with pytest.raises(BackendUnavailable, match=r'pip install "pyflow-engine\[train\]"'):
+        tensorrt.graph(None, None, "cuda")
+
+
+def test_a_tensorrt_engine_says_which_one_made_it(copy):
+    edit(copy, backend="tensorrt", requires={})
+    with pytest.raises(InvalidArtefact, match=r"requires {}; expected one of tensorrt, tensorrt-rtx: export it again"):
+        load(copy, device="cuda")
+
+
+@pytest.mark.parametrize(("requires", "device", "own"), [({"gpu": "sm_90"}, "cpu", "cuda"), ({}, "cuda", "cpu")])
+def test_a_compiled_engine_on_another_device_names_its_own(copy, requires, device, own):
+    manifest = replace(manifests.read(copy), backend="aoti", requires=requires)
+    with pytest.raises(InvalidInput, match=f"device is '{device}'; .* compiled for {own}: ask for device='{own}'"):
+        engines.runner(manifest, {aoti.PACKAGE: b""}, device=device)
+
+
+def test_an_engine_that_is_exported_again_meanwhile_is_the_new_one(copy, points, monkeypatch):
+    real, published = manifests.payload, []
+
+    def late(folder, manifest):
+        if not published:
+            published.append(shutil.rmtree(copy))
+            shutil.copytree(points, copy)
+        return real(folder, manifest)
+
+    monkeypatch.setattr(manifests, "payload", late)
+    _, manifest, files = engines.open_engine(copy)
+    assert manifest == manifests.read(points)
+    assert files == {name: (points / name).read_bytes() for name in manifest.files}
+
+
+def test_the_files_of_somebody_elses_manifest_are_not_an_engines(copy):
+    assert set(manifests.files_of(copy)) == {MODEL, "proof.npy"}
+    edit(copy, format=1)
+    assert set(manifests.files_of(copy)) == {MODEL, "proof.npy"}
+    engine = json.loads((copy / manifests.NAME).read_text())
+    foreign = [["thesis.tex"], {"files": ["thesis.tex", "photos"]}, {"files": {"thesis.tex": {}}}]
+    changes = [{"format": True}, {"seal": None}, {"backend": 1}, {"files": {"thesis.tex": {"sha256": "0"}}}]
+    for data in (*foreign, *({**engine, **change} for change in changes)):
+        (copy / manifests.NAME).write_text(json.dumps(data))
+        assert manifests.files_of(copy) == ()
+
+
 def test_this_machine_fits_itself(copy):
     flags = list(host.cpu_flags())
     assert any(flag.startswith("avx") for flag in flags)
@@ -168,7 +253,7 @@ def test_a_model_that_is_not_its_manifests_is_refused(copy, points):
         load(copy.with_name("points.engine"))
     (copy / MODEL).write_bytes(b"no model")
     edit(copy, files={MODEL: record(b"no model")})
-    with pytest.raises((InvalidArtefact, ValueError, RuntimeError)):
+    with pytest.raises(InvalidArtefact, match="ONNX Runtime refused the model"):
         load(copy)
     edit(copy, files={"proof.npy": record((copy / "proof.npy").read_bytes())})
     with pytest.raises(InvalidArtefact, match=r"the engine lacks 'denoiser\.onnx'"):

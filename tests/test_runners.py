@@ -1,14 +1,16 @@
 """The three shapes of an engine make the same pictures; a whole sampler makes only those that it holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime
 import pytest
 from tiny import POINTS, save
 
-from pyflow import checkpoint, load, native
+from pyflow import checkpoint, engines, load, native
 from pyflow.engines import manifest as manifests
 from pyflow.engines.runner import denoiser_of
-from pyflow.errors import BackendUnavailable, InvalidInput
+from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 from pyflow.export import export
 from pyflow.export.build import Order
 from pyflow.models import parameters
@@ -18,10 +20,15 @@ pytest.importorskip("onnx")
 
 
 @pytest.fixture(scope="module")
-def step(tiny_checkpoint, tmp_path_factory):
+def step_folder(tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("step") / "step.engine"
     export(tiny_checkpoint, folder, order=Order(what="step"))
-    return load(folder, threads=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def step(step_folder):
+    return load(step_folder, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +166,26 @@ def test_guidance_in_a_sampler_needs_a_null_label(tmp_path):
     save(tmp_path / "points", Spec(POINTS))
     with pytest.raises(InvalidInput, match=r"guidance is 2\.0; expected 1, this network knows no null label"):
         export(tmp_path / "points", tmp_path / "a.engine", order=Order(what="sampler", guidance=2.0))
+
+
+# ---- graphs that are not their manifests'
+@pytest.mark.parametrize("what", ["step", "sampler"])
+def test_a_graph_with_other_inputs_or_outputs_is_refused(sampler_folder, tiny_engine, what):
+    manifest = replace(manifests.read(sampler_folder), what=what)
+    model = (tiny_engine / "denoiser.onnx").read_bytes()
+    files = {"step.onnx": model, "step-guided.onnx": model, "sampler-1.onnx": model, "sampler-3.onnx": model}
+    with pytest.raises(InvalidArtefact, match=rf"the graph {what}\S* takes x.* and makes prediction; expected .*again"):
+        engines.runner(manifest, files)
+    name = {"step": "step", "sampler": "sampler-1"}[what]
+    with pytest.raises(InvalidArtefact, match=rf"the engine lacks '{name}\.onnx'; it holds denoiser\.onnx: export"):
+        engines.runner(manifest, {"denoiser.onnx": model})
+
+
+def test_a_step_is_not_its_guided_step(step_folder):
+    _, manifest, files = engines.open_engine(step_folder)
+    swapped = {**files, "step.onnx": files["step-guided.onnx"], "step-guided.onnx": files["step.onnx"]}
+    with pytest.raises(InvalidArtefact, match=r"graph step takes .*guidance.* makes next, guided; expected row"):
+        engines.runner(manifest, swapped)
 
 
 # ---- a graph as a denoiser

@@ -14,15 +14,25 @@ from .runner import Runner
 BACKENDS = ("onnx", "aoti", "openvino", "tensorrt")
 
 
-def open_engine(folder: Path, threads: int = 0, device: str = "cpu") -> tuple[Runner, Manifest]:
-    """Refuse what can't run here, verify every file, then hand the verified bytes to the backend."""
+def open_engine(folder: Path, threads: int = 0, device: str = "cpu") -> tuple[Runner, Manifest, Mapping[str, bytes]]:
+    """Refuse what can't run here, verify every file, then hand the verified bytes to the backend, and back."""
+    manifest, files = _verified(folder)
+    return runner(manifest, files, threads, device), manifest, files
+
+
+def _verified(folder: Path) -> tuple[Manifest, Mapping[str, bytes]]:
     manifest = manifests.read(folder)
     if manifest.backend not in BACKENDS:
         raise InvalidArtefact(
             f"{folder} is a {manifest.backend!r} engine; this pyflow runs {', '.join(BACKENDS)}: upgrade pyflow"
         )
     host.refuse_misfit(str(folder), manifest.requires)
-    return runner(manifest, manifests.payload(folder, manifest), threads, device), manifest
+    try:
+        return manifest, manifests.payload(folder, manifest)
+    except InvalidArtefact:
+        if manifests.read(folder) != manifest:  # an export published the next engine between the two reads
+            return _verified(folder)
+        raise
 
 
 def runner(manifest: Manifest, files: Mapping[str, bytes], threads: int = 0, device: str = "cpu") -> Runner:

@@ -13,26 +13,31 @@ from typing import Any
 import numpy as np
 
 from pyflow import native
-from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
+from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.spec import Spec
 
-from . import elf
+from . import elf, host
 from .manifest import Manifest
 from .runner import LoopRunner, Runner
 
-BACKEND = "aoti"
 PACKAGE = "denoiser.pt2"
-LARGEST_LIBRARY = 2**32  # weights included
+LARGEST_LIBRARY, LARGEST_METADATA = 2**32, 2**20  # weights included
 
 
 def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, device: str) -> Runner:
     """The number of threads is the package's own: it was compiled for it."""
-    return LoopRunner(denoiser(files[PACKAGE], manifest.spec, manifest.inputs, {"cuda": "cuda:0"}.get(device, device)))
+    compiled_for = "cuda" if "gpu" in manifest.requires else "cpu"
+    if device.partition(":")[0] != compiled_for:
+        raise InvalidInput(
+            f"device is {device!r}; this engine was compiled for {compiled_for}: ask for device={compiled_for!r}, or "
+            "export it again where it is to run"
+        )
+    return LoopRunner(denoiser(files[PACKAGE], manifest.spec, manifest.inputs, device))
 
 
 def denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...], device: str = "cpu") -> native.Denoiser:
     """The network called from C++ through AOTInductor's C interface; `inputs` are its own, in its order."""
-    torch = _torch()
+    torch = host.torch_for("an AOTInductor engine")
     library = _library(package, spec, inputs, device.partition(":")[0])
     # The loader maps the file, which may then go; the kernels of a GPU lie in it too. glibc keeps the mapping until the
     # threads that called the network have ended, so a process that loads it often grows by the file each time.
@@ -51,7 +56,7 @@ def denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...], device: str = 
 
 def python_denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...]) -> native.Denoiser:
     """The same package run by torch's loader and called from Python: slower at small sizes, equal bit for bit."""
-    torch = _torch()
+    torch = host.torch_for("an AOTInductor engine")
     _library(package, spec, inputs, "cpu")
     from torch._inductor import aoti_load_package
 
@@ -80,16 +85,6 @@ def python_denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...]) -> nati
 def torch_library(torch: ModuleType) -> Path:
     """Holds the C interface of every device."""
     return Path(str(torch.__file__)).with_name("lib") / "libtorch_cpu.so"
-
-
-def _torch() -> ModuleType:
-    try:
-        import torch
-    except ImportError as error:
-        raise BackendUnavailable(
-            f'AOTInductor engines need torch ({error}): pip install "pyflow-engine[train]"'
-        ) from error
-    return torch
 
 
 def _library(package: bytes, spec: Spec, inputs: tuple[str, ...], device: str) -> bytes:
@@ -130,6 +125,9 @@ def _members(archive: zipfile.ZipFile) -> tuple[bytes, dict[str, Any]]:
     metadata = libraries[0].removesuffix(".so") + "_metadata.json"
     if metadata not in names:
         raise InvalidArtefact(f"the package holds no {PurePosixPath(metadata).name}; export it again")
+    size = archive.getinfo(metadata).file_size
+    if size > LARGEST_METADATA:
+        raise InvalidArtefact(f"the package's metadata has {size} bytes; expected at most {LARGEST_METADATA}")
     told = json.loads(archive.read(metadata))
     if not isinstance(told, dict):
         raise InvalidArtefact(f"the package's metadata is {told!r}; expected names and values: export it again")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pyflow.errors import BackendUnavailable
@@ -22,10 +23,17 @@ def cpu_flags() -> tuple[str, ...]:
     return tuple(sorted(flag for flag in found if flag.startswith(VECTOR_FLAGS)))
 
 
+def torch_for(purpose: str) -> ModuleType:
+    try:
+        import torch
+    except ImportError as error:
+        raise BackendUnavailable(f'{purpose} needs torch ({error}): pip install "pyflow-engine[train]"') from error
+    return torch
+
+
 def gpu() -> str:
     """The architecture of the GPU, such as sm_90, or the empty string."""
-    import torch
-
+    torch = torch_for("an engine for a GPU")
     if not torch.cuda.is_available():
         return ""
     major, minor = torch.cuda.get_device_capability()

@@ -1,12 +1,13 @@
 """The manifest of an engine: what it is, what it was proved to do, what it needs, and the hash of every file."""
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pyflow.artefact import json_bytes, read_json, read_verified, sha256
 from pyflow.core import PATHS, SOLVERS, Plan
-from pyflow.errors import InvalidArtefact
+from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.records import from_json
 from pyflow.spec import Spec
 
@@ -109,7 +110,11 @@ def read(folder: Path) -> Manifest:
         newer = isinstance(found, int) and found > FORMAT
         way_out = "upgrade pyflow" if newer else "export it again"
         raise InvalidArtefact(f"{path} has format {found!r}; this pyflow reads {FORMAT}: {way_out}")
-    if data.get("seal") != seal(data):
+    try:
+        sealed = seal(data)
+    except ValueError as error:
+        raise InvalidArtefact(f"{path} holds a number that no pyflow writes ({error}): export it again") from error
+    if data.get("seal") != sealed:
         raise InvalidArtefact(f"{path} does not fit its own seal: it was edited or damaged, export it again")
     body = {name: value for name, value in data.items() if name not in ("seal", "spec")}
     manifest: Manifest = from_json(Manifest, body, str(path), spec=Spec.from_json(data.get("spec"), str(path)))
@@ -118,11 +123,17 @@ def read(folder: Path) -> Manifest:
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
-    """The files that an engine's manifest names, whatever else is wrong with it; none where there is no engine."""
+    """The files that the manifest of an engine of any format names; none where the file is somebody else's."""
     try:
-        return tuple(read_json(folder / NAME)["files"])
-    except (InvalidArtefact, KeyError, TypeError):
+        data = read_json(folder / NAME)
+    except InvalidArtefact:
         return ()
+    kinds = {"format": int, "seal": str, "backend": str, "files": dict}
+    if not isinstance(data, dict) or any(type(data.get(name)) is not kind for name, kind in kinds.items()):
+        return ()
+    records = data["files"].values()
+    ours = all(isinstance(record, dict) and {"sha256", "bytes"} <= set(record) for record in records)
+    return tuple(data["files"]) if ours else ()
 
 
 def payload(folder: Path, manifest: Manifest) -> dict[str, bytes]:
@@ -137,8 +148,37 @@ def _check(manifest: Manifest, path: Path) -> None:
             raise InvalidArtefact(f"{path}: {name} is {value!r}; this pyflow knows {', '.join(known)}: upgrade pyflow")
     if not manifest.files or manifest.certificate is None:
         raise InvalidArtefact(f"{path} names no files or no certificate; the engine is incomplete, export it again")
+    _check_bound(manifest.certificate.bound, path)
+    _check_requires(manifest.requires, path)
     for record in manifest.plans:
-        if record.solver not in SOLVERS:
-            raise InvalidArtefact(
-                f"{path}: a plan has solver {record.solver!r}; this pyflow knows {', '.join(SOLVERS)}"
-            )
+        _check_plan(record, manifest.spec, path)
+    if bool(manifest.plans) != (manifest.what == SAMPLER):
+        expected = "one or more" if manifest.what == SAMPLER else "none"
+        raise InvalidArtefact(
+            f"{path} holds {len(manifest.plans)} plans; expected {expected} of a {manifest.what}: export it again"
+        )
+
+
+def _check_bound(bound: Bound, path: Path) -> None:
+    limits = [value for value in (bound.relative, bound.psnr) if value is not None]
+    if len(limits) != 1 or not 0 < limits[0] <= sys.float_info.max:
+        raise InvalidArtefact(f"{path}: {bound}; expected one of relative and psnr, above 0: export it again")
+
+
+def _check_requires(requires: dict[str, Any], path: Path) -> None:
+    for what, needed in requires.items():
+        texts = needed if what == "cpu" else [needed]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            expected = "a list of names" if what == "cpu" else "a text"
+            raise InvalidArtefact(f"{path}: requires {what} {needed!r}; expected {expected}: export it again")
+
+
+def _check_plan(record: PlanRecord, spec: Spec, path: Path) -> None:
+    if record.solver not in SOLVERS:
+        raise InvalidArtefact(f"{path}: a plan has solver {record.solver!r}; this pyflow knows {', '.join(SOLVERS)}")
+    if Path(record.graph).name != record.graph or record.graph in ("", ".", ".."):
+        raise InvalidArtefact(f"{path}: a plan has graph {record.graph!r}; expected a plain name: export it again")
+    try:
+        record.plan(spec)
+    except (InvalidInput, OverflowError) as error:
+        raise InvalidArtefact(f"{path}: a plan can't be built ({error}): export it again") from error

@@ -13,7 +13,7 @@ from pyflow import native
 from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
 from .manifest import DENOISER, Manifest
-from .runner import Graph, LoopRunner, Runner, runner_of
+from .runner import IMAGES, Graph, LoopRunner, Runner, Signature, runner_of, signature
 
 WEIGHTS = "weights.bin"  # of graphs that share them
 
@@ -37,7 +37,9 @@ def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, de
     if device not in PROVIDERS:
         raise InvalidInput(f"device is {device!r}; ONNX Runtime knows {', '.join(PROVIDERS)}")
     if manifest.what != DENOISER or device != "cpu":
-        return runner_of(manifest, lambda name: graph(files, f"{name}.onnx", threads, device))
+        return runner_of(
+            manifest, lambda name: graph(files, f"{name}.onnx", threads, device, signature(manifest, name))
+        )
     denoiser = native.onnx_denoiser(files["denoiser.onnx"], threads)
     shape = manifest.spec.network.shape
     if denoiser.shape != shape or set(denoiser.inputs) != set(manifest.inputs):
@@ -48,8 +50,11 @@ def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, de
     return LoopRunner(denoiser)
 
 
-def graph(files: Mapping[str, bytes], name: str, threads: int = 0, device: str = "cpu") -> Graph:
+def graph(
+    files: Mapping[str, bytes], name: str, threads: int = 0, device: str = "cpu", expected: Signature | None = None
+) -> Graph:
     """A graph on one provider: where ONNX Runtime would run some of the network on the CPU instead, it is an error."""
+    model = files[name]
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         import onnxruntime
@@ -69,11 +74,13 @@ def graph(files: Mapping[str, bytes], name: str, threads: int = 0, device: str =
         weights = files[WEIGHTS]
         options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
     try:
-        session = onnxruntime.InferenceSession(files[name], options, providers=[tuple(provider)])
+        session = onnxruntime.InferenceSession(model, options, providers=[tuple(provider)])
     except Exception as error:  # its exceptions have no common class of their own
         raise InvalidArtefact(f"ONNX Runtime refused {name} on {provider.name}: {error}") from error
     _refuse_fallback(session, name, provider.name)
-    outputs = [output.name for output in session.get_outputs() if output.name != "images"]
+    outputs = [output.name for output in session.get_outputs() if output.name != IMAGES]
+    if expected:
+        expected.refuse_others([given.name for given in session.get_inputs()], outputs)
 
     def call(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return session.run(outputs, dict(inputs))

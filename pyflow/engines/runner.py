@@ -13,13 +13,15 @@ import numpy as np
 
 from pyflow import native
 from pyflow.core import Plan
-from pyflow.errors import InvalidInput
+from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.native import Samples
 
 from .manifest import DENOISER, STEP, Manifest
 
 Graph = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
 """A loaded graph: named inputs to its outputs, in order."""
+GUIDED = "step-guided"
+STEP_INPUTS = ("row", "x", "previous", "noise", "mask", "image", "noise0")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,37 @@ class Request:
     mask: np.ndarray | None = None
     image: np.ndarray | None = None
     on_row: Callable[[int], object] | None = None
+
+
+IMAGES = "images"  # what a whole sampler makes of its states, for those who run it without pyflow
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names that a graph's runner gives it and reads of it, the outputs in their order."""
+
+    graph: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def refuse_others(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        made = tuple(name for name in outputs if name != IMAGES)
+        if set(inputs) != set(self.inputs) or made != self.outputs:
+            raise InvalidArtefact(
+                f"the graph {self.graph} takes {', '.join(inputs)} and makes {', '.join(outputs)}; expected "
+                f"{', '.join(self.inputs)} and {', '.join(self.outputs)}: export it again"
+            )
+
+
+def signature(manifest: Manifest, graph: str) -> Signature | None:
+    """What the graph of a step or of a whole sampler must be; a denoiser's inputs are its manifest's."""
+    label = ("label",) if "label" in manifest.inputs else ()
+    if manifest.what == DENOISER:
+        return None
+    if manifest.what == STEP:
+        guidance = ("guidance",) if graph == GUIDED else ()
+        return Signature(graph, (*STEP_INPUTS, *guidance, *label), ("next", "guided"))
+    return Signature(graph, ("noise", *label), ("states",))
 
 
 class Runner(Protocol):
@@ -154,7 +187,7 @@ def runner_of(manifest: Manifest, graph: Callable[[str], Graph]) -> Runner:
     if manifest.what == DENOISER:
         return LoopRunner(denoiser_of(graph("denoiser"), manifest.inputs, shape))
     if manifest.what == STEP:
-        return StepRunner(graph("step"), graph("step-guided") if manifest.spec.null_label else None, shape)
+        return StepRunner(graph("step"), graph(GUIDED) if manifest.spec.null_label else None, shape)
     plans = [WholePlan(record.plan(manifest.spec), record.guidance, graph(record.graph)) for record in manifest.plans]
     return SamplerRunner(plans, shape)
 

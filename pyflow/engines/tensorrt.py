@@ -12,7 +12,7 @@ from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
 from . import host
 from .manifest import Manifest
-from .runner import Graph, Runner, runner_of
+from .runner import Graph, Runner, Signature, runner_of, signature
 
 PACKAGES = {
     "tensorrt": "tensorrt",
@@ -25,8 +25,18 @@ def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, de
     """The GPU has threads of its own: the number given is of no use here."""
     if device != DEVICE:
         raise InvalidInput(f"device is {device!r}; a TensorRT engine runs on {DEVICE!r}: ask for device={DEVICE!r}")
-    module = package(next(name for name in PACKAGES if name in manifest.requires))
-    return runner_of(manifest, lambda name: graph(module, load(module, files[f"{name}.plan"], name), DEVICE))
+    builder = next((name for name in PACKAGES if name in manifest.requires), None)
+    if builder is None:
+        raise InvalidArtefact(
+            f"the engine requires {manifest.requires}; expected one of {', '.join(PACKAGES)}: export it again"
+        )
+    module = package(builder)
+
+    def opened(name: str) -> Graph:
+        plan = load(module, files[f"{name}.plan"], name)
+        return graph(module, plan, DEVICE, signature(manifest, name))
+
+    return runner_of(manifest, opened)
 
 
 def installed() -> str:
@@ -54,10 +64,9 @@ def load(module: ModuleType, content: bytes, name: str) -> Any:
     return plan
 
 
-def graph(module: ModuleType, plan: Any, device: str) -> Graph:
+def graph(module: ModuleType, plan: Any, device: str, expected: Signature | None = None) -> Graph:
     """TensorRT's engine as a graph; each thread that calls it has an execution context of its own."""
-    import torch
-
+    torch = host.torch_for("a TensorRT engine")
     kinds = {
         module.DataType.FLOAT: torch.float32,
         module.DataType.HALF: torch.float16,
@@ -67,6 +76,8 @@ def graph(module: ModuleType, plan: Any, device: str) -> Graph:
     names = [plan.get_tensor_name(index) for index in range(plan.num_io_tensors)]
     inputs = [name for name in names if plan.get_tensor_mode(name) == module.TensorIOMode.INPUT]
     outputs = {name: kinds[plan.get_tensor_dtype(name)] for name in names if name not in inputs}
+    if expected:
+        expected.refuse_others(inputs, list(outputs))
     mine = threading.local()
 
     def call(given: Mapping[str, np.ndarray]) -> list[np.ndarray]:
