@@ -1,9 +1,11 @@
 """Engines are verified before anything of them is opened, and refused with a sentence where they can't run."""
 
+import io
 import json
 import os
 import shutil
 import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -203,6 +205,18 @@ def test_a_compiled_engine_on_another_device_names_its_own(copy, requires, devic
     manifest = replace(manifests.read(copy), backend="aoti", requires=requires)
     with pytest.raises(InvalidInput, match=f"device is '{device}'; .* compiled for {own}: ask for device='{own}'"):
         engines.runner(manifest, {aoti.PACKAGE: b""}, device=device)
+
+
+def test_a_package_with_absurd_metadata_is_not_unpacked(copy, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(aoti, "LARGEST_METADATA", 10)
+    package = io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("p/data/aotinductor/model/w.so", b"")
+        archive.writestr("p/data/aotinductor/model/w_metadata.json", b" " * 11)
+    manifest = replace(manifests.read(copy), backend="aoti")
+    with pytest.raises(InvalidArtefact, match="metadata has 11 bytes; expected at most 10"):
+        engines.runner(manifest, {aoti.PACKAGE: package.getvalue()})
 
 
 def test_an_engine_that_is_exported_again_meanwhile_is_the_new_one(copy, points, monkeypatch):

@@ -8,7 +8,8 @@ import pytest
 
 from pyflow import load
 from pyflow.engines import manifest as manifests
-from pyflow.engines import onnx
+from pyflow.engines import onnx, tensorrt
+from pyflow.engines.runner import Signature
 from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
 CPU = "CPUExecutionProvider"
@@ -110,6 +111,25 @@ def test_shared_weights_come_from_what_was_verified(fake):
     runtime = fake({}, GPUS["cuda"])
     onnx.graph({"step.onnx": b"model", onnx.WEIGHTS: b"1234"}, "step.onnx", 0, "cuda")
     assert runtime.weights == {"weights.bin": (b"1234", 4)}
+
+
+def test_a_tensorrt_plan_with_other_names_is_refused():
+    """As an ONNX graph is; only what is asked for before anything runs."""
+    pytest.importorskip("torch")
+    kinds = SimpleNamespace(FLOAT=0, HALF=1, BF16=2, INT64=3)
+    module = SimpleNamespace(DataType=kinds, TensorIOMode=SimpleNamespace(INPUT="in"))
+    names = ["noise", "label", "states"]
+    plan = SimpleNamespace(
+        num_io_tensors=3,
+        get_tensor_name=names.__getitem__,
+        get_tensor_mode=lambda name: "out" if name == "states" else "in",
+        get_tensor_dtype=lambda name: kinds.FLOAT,
+    )
+    tensorrt.graph(module, plan, "cpu", Signature("sampler-4", ("noise", "label"), ("states",)))
+    with pytest.raises(
+        InvalidArtefact, match="sampler-4 takes noise, label and makes states; expected noise and states"
+    ):
+        tensorrt.graph(module, plan, "cpu", Signature("sampler-4", ("noise",), ("states",)))
 
 
 # ---- with the onnxruntime that is here
