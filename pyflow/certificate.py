@@ -14,7 +14,7 @@ import numpy as np
 
 from . import core, native
 from .engines.manifest import SAMPLER, Bound, Certificate, Manifest, PlanRecord
-from .engines.runner import Request, Runner
+from .engines.runner import Request, Runner, SamplerRunner
 from .errors import InvalidArtefact, InvalidInput, PyflowError
 from .noise import normal
 from .spec import Spec
@@ -201,7 +201,8 @@ def measure(
     where = f"seed {expected.seed}"
     for case in progress(made):
         truth = expected.of(case)
-        states = runner.run(request_of(case, spec, expected.seed)).states
+        request = request_of(case, spec, expected.seed)
+        states = runner.run(request).states
         if states.shape != (case.batch, *spec.network.shape):
             raise ParityError(f"{case}, {where}: the engine made {states.shape}, one state a picture was asked for")
         came = states[: len(truth)]
@@ -215,6 +216,7 @@ def measure(
             raise ParityError(f"{case}, {where}: the engine made a NaN or an infinity")
         worst, lowest = max(worst, error), min(lowest, likeness)
         differing, values = differing + int((differences > 0).sum()), values + differences.size
+        _hold_images(f"{case}, {where}", runner, request, states)
     # Over all cases: in one small picture a single value at a rounding border is more than the bound.
     if bound.relative is not None and differing > OFF_BY_ONE_BOUND * values:
         raise ParityError(
@@ -243,6 +245,16 @@ def _hold(where: str, bound: Bound, error: float, likeness: float, differences: 
         )
     if bound.psnr is not None and not likeness >= bound.psnr:
         raise ParityError(f"{where}: PSNR {likeness:.1f} dB against float32; allowed: {bound.psnr:g} dB or more")
+
+
+def _hold_images(where: str, runner: Runner, request: Request, states: np.ndarray) -> None:
+    """A whole sampler's graph makes the uint8 pictures too; they are what its states say, but for a rounding."""
+    images = runner.images(request) if isinstance(runner, SamplerRunner) else None
+    if images is None:
+        return
+    expected = native.to_uint8(states)
+    if images.shape != expected.shape or np.abs(images.astype(int) - expected).max() > 1:
+        raise ParityError(f"{where}: the graph's images are {images.dtype} {images.shape} and not what its states say")
 
 
 def psnr(came: np.ndarray, truth: np.ndarray, peak: float = 2.0) -> float:

@@ -4,19 +4,20 @@ import io
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from tiny import POINTS, UNET, network
 
-from pyflow import certificate, checkpoint, load, native
+from pyflow import certificate, checkpoint, core, load, native
 from pyflow.artefact import read_verified
 from pyflow.certificate import Case, Expected, ParityError, cases, measure, request_of
 from pyflow.engines import eager
 from pyflow.engines import manifest as manifests
 from pyflow.engines.manifest import BOUNDS, Bound, PlanRecord
-from pyflow.engines.runner import LoopRunner
+from pyflow.engines.runner import LoopRunner, SamplerRunner, WholePlan
 from pyflow.errors import InvalidArtefact
 from pyflow.spec import MLP, Spec
 from pyflow.verify import verify
@@ -128,6 +129,29 @@ def test_a_whole_sampler_is_asked_for_every_label():
     record = PlanRecord("sampler-1", "euler", (0.0, 1.0), 2.0)
     asked = [request_of(case, spec, 1).label.tolist() for case in cases(spec, [record])]
     assert set().union(*asked) == set(range(50))
+
+
+def test_the_images_of_a_whole_sampler_are_compared_too(proved):
+    """They are what is seen where the graph runs without pyflow."""
+    model, _ = proved
+    record = PlanRecord("sampler-1", "euler", (0.0, 1.0), 1.0)
+    made = cases(SPEC, [record])
+    expected = Expected(SPEC, made, 3).compute(model)
+
+    def graph(given, black=False):
+        states = core.sample(
+            eager.denoise_function(model, SPEC, torch.from_numpy(given["label"])),
+            made[0].plan,
+            lambda row: torch.from_numpy(given["noise"]),
+        ).numpy()
+        return states, native.to_uint8(states) * (not black)
+
+    def runner(graph):
+        return SamplerRunner([WholePlan(made[0].plan, 1.0, graph)], UNET.shape)
+
+    assert measure(runner(graph), SPEC, made, expected, FP32).worst < 1e-5
+    with pytest.raises(ParityError, match=r"images are .* not what its states say"):
+        measure(runner(partial(graph, black=True)), SPEC, made, expected, FP32)
 
 
 def test_one_bad_picture_does_not_hide_among_good_ones(proved):

@@ -78,9 +78,9 @@ def graph(
     except Exception as error:  # its exceptions have no common class of their own
         raise InvalidArtefact(f"ONNX Runtime refused {name} on {provider.name}: {error}") from error
     _refuse_fallback(session, name, provider.name)
-    outputs = [output.name for output in session.get_outputs() if output.name != IMAGES]
+    outputs = [output.name for output in session.get_outputs()]
     if expected:
-        expected.refuse_others([given.name for given in session.get_inputs()], outputs)
+        expected.refuse_others([given.name for given in session.get_inputs()], [o for o in outputs if o != IMAGES])
 
     def call(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return session.run(outputs, dict(inputs))

@@ -112,7 +112,7 @@ class StepRunner:
     def run(self, request: Request) -> Samples:
         full = (request.batch, *self.shape)
         graph, guidance = self._graph(request.guidance)
-        noise0 = self._noise(request, 0)
+        noise0 = _noise(request, self.shape, 0)
         mask = np.ones(full, np.float32) if request.mask is None else _spread(request.mask, full)
         image = np.zeros(full, np.float32) if request.image is None else _spread(request.image, full)
         nothing = np.zeros(full, np.float32)
@@ -120,7 +120,7 @@ class StepRunner:
         x, previous, clock = noise0, nothing, _Clock()
         for k, row in enumerate(request.plan):
             clock.start()
-            noise = self._noise(request, k + 1) if row.n != 0.0 else nothing
+            noise = _noise(request, self.shape, k + 1) if row.n != 0.0 else nothing
             changing = {"row": np.array(row, np.float32), "x": x, "previous": previous, "noise": noise}
             x, previous = clock.called(graph, {**changing, **fixed})
             clock.end()
@@ -135,10 +135,6 @@ class StepRunner:
             raise InvalidInput(f"guidance is {guidance}; this engine holds no guided step, expected 1")
         return self.guided, {"guidance": np.array([guidance], np.float32)}
 
-    def _noise(self, request: Request, row: int) -> np.ndarray:
-        size = int(np.prod(self.shape))
-        return native.normal(request.seed, request.first, request.batch, size, row).reshape(request.batch, *self.shape)
-
 
 @dataclass(frozen=True)
 class WholePlan:
@@ -150,12 +146,26 @@ class WholePlan:
 
 
 class SamplerRunner:
-    """Graphs that hold whole plans: noise and labels in, states out."""
+    """Graphs that hold whole plans: noise and labels in, states out, and of pictures uint8 images after them."""
 
     def __init__(self, plans: Sequence[WholePlan], shape: Sequence[int]) -> None:
         self.plans, self.shape = tuple(plans), tuple(shape)
 
     def run(self, request: Request) -> Samples:
+        clock = _Clock()
+        clock.start()
+        states = clock.called(self._graph(request), self._feed(request))[0]
+        clock.end()
+        if request.on_row:
+            request.on_row(len(request.plan) - 1)
+        return clock.samples(states)
+
+    def images(self, request: Request) -> np.ndarray | None:
+        """What those see who run the graph without pyflow; None where the backend makes states alone."""
+        outputs = self._graph(request)(self._feed(request))
+        return outputs[1] if len(outputs) > 1 else None
+
+    def _graph(self, request: Request) -> Graph:
         if request.mask is not None:
             raise InvalidInput(
                 "this engine holds whole samplers, which know no mask; expected a sample: export a denoiser or a step"
@@ -163,22 +173,15 @@ class SamplerRunner:
         wanted = [tuple(row) for row in request.plan]
         for whole in self.plans:
             if [tuple(row) for row in whole.plan] == wanted and whole.guidance == request.guidance:
-                break
-        else:
-            held = ", ".join(f"{len(whole.plan)} rows at guidance {whole.guidance:g}" for whole in self.plans)
-            raise InvalidInput(
-                f"asked for {len(wanted)} rows at guidance {request.guidance:g}; this engine holds whole samplers for "
-                f"{held}, each with the solver and grid that it was exported with: ask for one, or export a denoiser"
-            )
-        size, clock = int(np.prod(self.shape)), _Clock()
-        clock.start()
-        noise = native.normal(request.seed, request.first, request.batch, size, 0)
-        feed = {"noise": noise.reshape(request.batch, *self.shape), **_label(request)}
-        states = clock.called(whole.graph, feed)[0]
-        clock.end()
-        if request.on_row:
-            request.on_row(len(wanted) - 1)
-        return clock.samples(states)
+                return whole.graph
+        held = ", ".join(f"{len(whole.plan)} rows at guidance {whole.guidance:g}" for whole in self.plans)
+        raise InvalidInput(
+            f"asked for {len(wanted)} rows at guidance {request.guidance:g}; this engine holds whole samplers for "
+            f"{held}, each with the solver and grid that it was exported with: ask for one, or export a denoiser"
+        )
+
+    def _feed(self, request: Request) -> dict[str, np.ndarray]:
+        return {"noise": _noise(request, self.shape, 0), **_label(request)}
 
 
 def runner_of(manifest: Manifest, graph: Callable[[str], Graph]) -> Runner:
@@ -213,6 +216,11 @@ class _Clock:
 
     def samples(self, states: np.ndarray) -> Samples:
         return Samples(np.ascontiguousarray(states, np.float32), np.array(self.rows), np.array(self.calls))
+
+
+def _noise(request: Request, shape: tuple[int, ...], row: int) -> np.ndarray:
+    drawn = native.normal(request.seed, request.first, request.batch, int(np.prod(shape)), row)
+    return drawn.reshape(request.batch, *shape)
 
 
 def _label(request: Request) -> dict[str, np.ndarray]:
