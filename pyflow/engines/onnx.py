@@ -13,7 +13,7 @@ from pyflow import native
 from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
 from .manifest import DENOISER, Manifest
-from .runner import IMAGES, Graph, LoopRunner, Runner, Signature, runner_of, signature
+from .runner import Graph, LoopRunner, Runner, Signature, runner_of, signature
 
 WEIGHTS = "weights.bin"  # of graphs that share them
 
@@ -80,7 +80,7 @@ def graph(
     _refuse_fallback(session, name, provider.name)
     outputs = [output.name for output in session.get_outputs()]
     if expected:
-        expected.refuse_others([given.name for given in session.get_inputs()], [o for o in outputs if o != IMAGES])
+        expected.refuse_others([given.name for given in session.get_inputs()], outputs)
 
     def call(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return session.run(outputs, dict(inputs))

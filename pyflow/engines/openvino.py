@@ -10,7 +10,7 @@ import numpy as np
 from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
 from .manifest import Manifest
-from .runner import Graph, Runner, runner_of
+from .runner import Graph, Runner, Signature, runner_of, signature
 
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8 is in the graph, what is around it float32
 
@@ -18,10 +18,13 @@ PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8 is in t
 def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, device: str) -> Runner:
     if device != "cpu":
         raise InvalidInput(f"device is {device!r}; an OpenVINO engine runs on 'cpu': for a GPU take --to tensorrt")
-    return runner_of(manifest, lambda name: graph(files[f"{name}.onnx"], name, manifest.precision, threads))
+    precision = manifest.precision
+    return runner_of(
+        manifest, lambda name: graph(files[f"{name}.onnx"], name, precision, threads, signature(manifest, name))
+    )
 
 
-def graph(content: bytes, name: str, precision: str, threads: int = 0) -> Graph:
+def graph(content: bytes, name: str, precision: str, threads: int = 0, expected: Signature | None = None) -> Graph:
     """A compiled graph; each thread that calls it has an inference request of its own."""
     core = package().Core()
     # Pinned threads of two processes would share one core of a machine that has others free.
@@ -30,7 +33,9 @@ def graph(content: bytes, name: str, precision: str, threads: int = 0) -> Graph:
         settings["INFERENCE_NUM_THREADS"] = threads
     try:
         model = core.read_model(content)
-        outputs = [port.any_name for port in model.outputs if port.any_name != "images"]
+        outputs = [port.any_name for port in model.outputs]
+        if expected:
+            expected.refuse_others([port.any_name for port in model.inputs], outputs)
         if PRECISION_HINTS[precision] == "bf16":
             # OpenVINO would round an angle to bfloat16 before its sine, at 100 radians by up to a quarter; what leads
             # to an output stays float32. Of six MLPs, the error at random times was 1.05 to 1.31 times that at eighths,
