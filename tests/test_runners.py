@@ -148,7 +148,7 @@ ORDERS = {
     "solver": ({"solver": "rk4"}, "solver is 'rk4'; expected one of euler"),
     "device": ({"device": "tpu"}, "device is 'tpu'; expected one of cpu, cuda"),
     "no steps": ({"what": "sampler", "steps": ()}, r"steps is \(\); expected step counts"),
-    "twice": ({"what": "sampler", "steps": (2, 2)}, r"steps is \(2, 2\); expected step counts of 1 to 10000, each once"),
+    "twice": ({"what": "sampler", "steps": (2, 2)}, r"steps is \(2, 2\); expected step counts .* each once"),
     "zero": ({"what": "sampler", "steps": (0,)}, r"steps is \(0,\); expected"),
     "noise in each row": ({"what": "sampler", "solver": "ddpm"}, "solver is 'ddpm', which draws noise in every row"),
     "bf16 under onnx": ({"precision": "bf16"}, "ONNX Runtime has no such convolutions"),

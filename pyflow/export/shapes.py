@@ -4,15 +4,20 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops import while_loop
 
 from pyflow import core
 from pyflow.core import Plan, Row
 from pyflow.models import lowered
 from pyflow.spec import Spec
 
+# Tracing the tests' tiny UNet takes 13 s for 4 rows unrolled, 28 s for 8, 82 s for 16, and 8 s for a loop of any number
+# (2 cores of an AMD EPYC, 2026-11-21).
+UNROLLED_ROWS = 8
 FIXED = ("row", "guidance")  # inputs that do not begin with the batch
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,7 +72,7 @@ class Step(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         given = dict(zip(self.names, inputs))
-        row = Row(*(given["row"][k : k + 1] for k in range(len(Row._fields))))
+        row: Any = Row(*(given["row"][k : k + 1] for k in range(len(Row._fields))))
         x, label = given["x"], given.get("label")
         p, uncond = _predict(self.denoiser, x, row.s, row.t, label, self.null_label, self.guided)
         if uncond is not None:
@@ -94,27 +99,51 @@ def _present(x: Tensor, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 class Sampler(nn.Module):
-    """A whole plan, one call of the network after the other, from noise to states and, of pictures, uint8 NHWC too.
+    """A whole plan from noise to states and, of pictures, uint8 NHWC too.
 
-    Each row's times are constants, so what the network makes of them is folded into the graph.
+    A short plan is one call of the network after the other: each row's times are constants, so what the network makes
+    of them is folded into the graph. A long one is a loop over the table of its rows, with the network in it once; it
+    embeds the times anew in each row: a table of embeddings saves 2% of the UNet of 1.4M, 3 us of an MLP's 17.
     """
+
+    table: Tensor
 
     def __init__(self, denoiser: Denoiser, spec: Spec, plan: Plan, guidance: float) -> None:
         super().__init__()
         self.denoiser, self.null_label, self.guidance = denoiser, spec.network.classes, guidance
         self.plan = list(plan)
+        self.register_buffer("table", torch.tensor(self.plan), persistent=False)
         self.names = ("noise", *(("label",) if "label" in denoiser.names else ()))
         self.outputs = ("states", *(("images",) if len(spec.network.shape) == 3 else ()))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.names, inputs))
-        x, label = given["noise"], given.get("label")
+        run = self._unrolled if len(self.plan) <= UNROLLED_ROWS else self._looped
+        states = run(given["noise"], given.get("label"))
+        return (states, _pictures(states)) if "images" in self.outputs else (states,)
+
+    def _unrolled(self, x: Tensor, label: Tensor | None) -> Tensor:
         previous = None
         for row in self.plan:
             s, t = torch.tensor([row.s]), torch.tensor([row.t])
             cond, uncond = _predict(self.denoiser, x, s, t, label, self.null_label, self.guidance != 1.0)
             x, previous = core.fused_step(row, x=x, cond=cond, uncond=uncond, guidance=self.guidance, previous=previous)
-        return (x, _pictures(x)) if "images" in self.outputs else (x,)
+        return x
+
+    def _looped(self, x: Tensor, label: Tensor | None) -> Tensor:
+        def unfinished(k: Tensor, x: Tensor, previous: Tensor) -> Tensor:
+            return (k < len(self.plan)).all()  # as a scalar, which a loop asks for
+
+        def step(k: Tensor, x: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            row: Any = Row(*self.table.index_select(0, k).reshape(len(Row._fields), 1))
+            p, uncond = _predict(self.denoiser, x, row.s, row.t, label, self.null_label, self.guidance != 1.0)
+            if uncond is not None:
+                p = uncond + self.guidance * (p - uncond)
+            a, b, h = (coefficient.reshape((1,) * x.ndim) for coefficient in (row.a, row.b, row.h))
+            return k + 1, a * x + b * p + h * previous, p
+
+        start = torch.zeros(1, dtype=torch.int64)  # one element, not a scalar: index_select takes it as it is
+        return while_loop(unfinished, step, (start, x, torch.zeros_like(x)))[1]
 
     def examples(self, spec: Spec, batch: int = 2) -> tuple[Tensor, ...]:
         sizes = {"noise": torch.zeros(batch, *spec.network.shape), "label": torch.zeros(batch, dtype=torch.int64)}
