@@ -119,7 +119,8 @@ def latencies(made: dict[str, Subject], batches: tuple[int, ...], budget: float)
             for name, subject in made.items()
             if "sampler" not in name or steps <= 4
         }
-        # 200 steps repeat what 4 do: their parity is that of 4, at the same batch; of a batch of them one round is timed.
+        # 200 steps repeat what 4 do: their parity is that of 4, at the same batch.
+        # Of a batch of them one round is timed.
         proved = {name: partial(call, steps=min(steps, 4)) for name, call in calls.items()}
         truth = proved[EAGER]().states
         errors = {name: parity(made[name], truth, call) for name, call in proved.items()}
