@@ -65,14 +65,20 @@ def test_an_int8_engine_is_proved_smaller_and_sampled_by_the_cpp_loop(engine, ti
     assert certificate.psnr(came, expected) >= 30.0, asked
 
 
-def test_a_whole_sampler_is_quantised_too(tiny_checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A checkpoint of a UNet without attention, which is traced in half the time."""
+    return save(tmp_path_factory.mktemp("flat") / "checkpoint", Spec(replace(UNET, attention=()), null_label=True))
+
+
+def test_a_whole_sampler_is_quantised_too(flat, tmp_path):
     order = Order("sampler", "int8", steps=(2,), guidance=4.0)
-    proved = export(tiny_checkpoint, tmp_path / "a.engine", order=order).certificate
+    proved = export(flat, tmp_path / "a.engine", order=order).certificate
     assert 30.0 <= proved.psnr < 60.0
 
 
-def test_steps_are_quantised_and_share_their_weights(tiny_checkpoint, tmp_path):
-    manifest = export(tiny_checkpoint, tmp_path / "a.engine", order=Order("step", "int8"))
+def test_steps_are_quantised_and_share_their_weights(flat, tmp_path):
+    manifest = export(flat, tmp_path / "a.engine", order=Order("step", "int8"))
     assert 30.0 <= manifest.certificate.psnr < 60.0
     files = manifests.payload(tmp_path / "a.engine", manifest)
     plain, guided = (
@@ -97,6 +103,14 @@ def test_quantising_leaves_no_file_and_says_nothing(graph, feeds, tmp_path, monk
     assert not caplog.records
     assert capfd.readouterr() == ("", "")
     assert logging.root.manager.disable == before
+
+
+def test_half_precision_is_proved_and_half_as_large(flat, tmp_path):
+    manifest = export(flat, tmp_path / "a.engine", order=Order(precision="fp16"))
+    assert 40.0 <= manifest.certificate.psnr < 100.0
+    graph = onnx.load(tmp_path / "a.engine" / "denoiser.onnx").graph
+    large = [tensor for tensor in graph.initializer if tensor.name.endswith(".weight")]
+    assert {tensor.data_type for tensor in large} == {onnx.TensorProto.FLOAT16}
 
 
 # ---- what is quantised
