@@ -33,6 +33,7 @@ from pyflow.timing import interleave, machine
 
 STEPS, BATCHES = (1, 2, 4, 200), (1, 16, 64)
 TINY = UNet(shape=(1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,), classes=3)
+STYLES = {"bf16": "--", "int8": ":", "fp16": "-.", "step fp32": (0, (6, 2)), "sampler fp32": (0, (1, 3))}
 EAGER, COMPILE = "torch eager fp32", "torch.compile fp32"
 
 
@@ -196,13 +197,15 @@ def plot(rows: list[dict[str, Any]], path: Path, facts: str) -> None:
     from matplotlib import pyplot
 
     batches = list(dict.fromkeys(row["batch"] for row in rows))
+    colours = list(dict.fromkeys(row["variant"].split()[0] for row in rows))
     figure, all_axes = pyplot.subplots(1, len(batches), figsize=(5 * len(batches), 5), squeeze=False)
     for batch, axes in zip(batches, all_axes[0]):
         for name in dict.fromkeys(row["variant"] for row in rows):
             mine = [row for row in rows if (row["batch"], row["variant"]) == (batch, name)]
-            axes.plot(
-                [row["steps"] for row in mine], [row["median_ms"] / batch for row in mine], marker="o", label=name
-            )
+            backend, _, kind = name.partition(" ")
+            look = {"color": f"C{colours.index(backend)}", "linestyle": STYLES.get(kind, "-"), "marker": "o"}
+            ms = [row["median_ms"] / batch for row in mine]
+            axes.plot([row["steps"] for row in mine], ms, label=name, **look)
         axes.set(xscale="log", yscale="log", title=f"batch {batch}", xlabel="steps", ylabel="ms a picture")
         axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
         axes.grid(alpha=0.3)
