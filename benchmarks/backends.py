@@ -224,12 +224,12 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a rehearsal with a network of 8x8 pictures")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    facts = {"command": "make bench-backends", "threads": arguments.threads, **machine()}  # of the commit that runs
     network, batches = (TINY, (1, 2)) if arguments.tiny else (UNET_1M, BATCHES)
     with tempfile.TemporaryDirectory() as folder:
         made = subjects(network, Path(folder), arguments.threads)
         rows = latencies(made, batches, arguments.budget)
         cold = cold_starts(made, arguments.threads, 2 if arguments.tiny else 7)
-        facts = {"command": "make bench-backends", "threads": arguments.threads, **machine()}
         text = table(rows, cold, made)
         sizes = {name: {"bytes": subject.size, "export_s": subject.export_seconds} for name, subject in made.items()}
     arguments.out.mkdir(parents=True, exist_ok=True)
