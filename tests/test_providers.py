@@ -81,7 +81,7 @@ each_gpu = pytest.mark.parametrize(("device", "provider"), GPUS.items())
 def test_a_graph_that_runs_where_it_was_asked_to(fake, device, provider):
     runtime = fake({"Conv": provider, "Softmax": provider, "Shape": CPU, "Concat": CPU}, provider)
     call = onnx.graph({"sampler-4.onnx": b"model"}, "sampler-4.onnx", 3, device)
-    assert call({"noise": 1}) == [("states", {"noise": 1})]
+    assert call({"noise": 1}) == [("states", {"noise": 1}), ("images", {"noise": 1})]
     assert runtime.entries["session.record_ep_graph_assignment_info"] == "1"
     assert runtime.options.intra_op_num_threads == 3
     assert [name for name, _ in runtime.asked] == [provider]
