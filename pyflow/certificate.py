@@ -85,7 +85,7 @@ def _of_other_solvers(spec: Spec) -> Iterator[Case]:
 
 
 def _plan(spec: Spec, solver: str, steps: int) -> core.Plan:
-    return core.SOLVERS[solver](spec.math_path, spec.prediction, core.uniform_grid(steps))
+    return spec.plan(core.uniform_grid(steps), solver)
 
 
 def request_of(case: Case, spec: Spec, seed: int) -> Request:

@@ -154,7 +154,7 @@ class Flow:
             times: Sequence[float] = core.GRIDS[grid](steps or 1)
         else:
             times = _times(grid, steps)
-        return core.SOLVERS[name](self.spec.math_path, self.spec.prediction, times)
+        return self.spec.plan(times, name)
 
     def _labels(self, label: int | Sequence[int] | None, batch: int) -> np.ndarray | None:
         classes = self.spec.network.classes

@@ -1,10 +1,11 @@
 """What a network is, as frozen dataclasses that go to JSON and come back: the part of a checkpoint that people read."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .core import PATHS, PREDICTIONS, SOLVERS, Path
+from .core import PATHS, PREDICTIONS, SOLVERS, Path, Plan
 from .errors import InvalidArtefact, InvalidInput
 from .records import from_json
 
@@ -90,6 +91,10 @@ class Spec:
     @property
     def math_path(self) -> Path:
         return PATHS[self.path]
+
+    def plan(self, grid: Sequence[float], solver: str | None = None) -> Plan:
+        """The rows over these times, of its own solver where none is named."""
+        return SOLVERS[solver or self.solver](self.math_path, self.prediction, grid)
 
     def to_json(self) -> dict[str, Any]:
         kind = next(name for name, network in NETWORKS.items() if isinstance(self.network, network))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyflow.artefact import json_bytes, read_json, read_verified, sha256
-from pyflow.core import PATHS, SOLVERS, Plan
+from pyflow.core import SOLVERS, Plan
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.records import from_json
 from pyflow.spec import Spec
@@ -56,7 +56,7 @@ class PlanRecord:
     guidance: float
 
     def plan(self, spec: Spec) -> Plan:
-        return SOLVERS[self.solver](PATHS[spec.path], spec.prediction, self.grid)
+        return spec.plan(self.grid, self.solver)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def _draft(spec: Spec, order: Order) -> Manifest:
 def _cases(spec: Spec, order: Order) -> list[Case]:
     if order.what == SAMPLER:
         return [Case(record.plan(spec), PICTURES, record.guidance, masked=False) for record in order.plans(spec)]
-    plans = [core.SOLVERS[spec.solver](spec.math_path, spec.prediction, core.uniform_grid(steps)) for steps in STEPS]
+    plans = [spec.plan(core.uniform_grid(steps)) for steps in STEPS]
     guidances = GUIDANCES if spec.null_label else (1.0,)
     return [Case(plan, PICTURES, guidance, masked=False) for plan in plans for guidance in guidances]
 
