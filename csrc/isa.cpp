@@ -21,15 +21,24 @@ Isa from_environment() {
 
 }  // namespace
 
-const char* name_of(Isa isa) { return pick<const char>(isa, "scalar", "avx2", "avx512"); }
+const char* name_of(Isa isa) {
+    constexpr const char* names[] = {"scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16"};
+    return names[static_cast<int>(isa)];
+}
 
 std::vector<Isa> supported_isas() {
     std::vector<Isa> isas{Isa::scalar};
 #if PYFLOW_HAS_X86_REGIONS
-    if (__builtin_cpu_supports("avx2")) isas.push_back(Isa::avx2);
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return isas;
+    isas.push_back(Isa::avx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl")) {
         isas.push_back(Isa::avx512);
+        if (__builtin_cpu_supports("avx512vnni")) {
+            isas.push_back(Isa::avx512_vnni);
+            if (__builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::avx512_bf16);
+        }
+    }
 #endif
     return isas;
 }
@@ -38,9 +47,10 @@ Isa isa_named(const std::string& name, const char* source) {
     const std::string came = std::string(source) + " is '" + name + "'; ";
     for (Isa isa : supported_isas())
         if (name == name_of(isa)) return isa;
-    if (name == name_of(Isa::avx2) || name == name_of(Isa::avx512))
-        throw BackendUnavailable(came + "this build on this CPU runs " + join(supported_isas()));
-    throw InvalidInput(came + "expected one of scalar, avx2, avx512; this build on this CPU runs " +
+    for (Isa isa : {Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16})
+        if (name == name_of(isa))
+            throw BackendUnavailable(came + "this build on this CPU runs " + join(supported_isas()));
+    throw InvalidInput(came + "expected one of scalar, avx2, avx512, avx512_vnni, avx512_bf16; this build on this CPU runs " +
                        join(supported_isas()));
 }
 

@@ -14,7 +14,9 @@
 namespace pyflow {
 
 // scalar is the compiler's baseline: on x86-64 that still means SSE2.
-enum class Isa { scalar, avx2, avx512 };
+// avx2 means FMA too; avx512_vnni has int8 products, avx512_bf16 those and bfloat16 ones. Only networks tell the last
+// three apart.
+enum class Isa { scalar, avx2, avx512, avx512_vnni, avx512_bf16 };
 
 const char* name_of(Isa isa);
 
@@ -31,7 +33,7 @@ Isa chosen_isa();
 // The one of three builds of a function that runs on `isa`.
 template <class Function>
 Function* pick(Isa isa, Function* scalar, Function* avx2, Function* avx512) {
-    return isa == Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : scalar;
+    return isa >= Isa::avx512 ? avx512 : isa == Isa::avx2 ? avx2 : scalar;
 }
 
 }  // namespace pyflow

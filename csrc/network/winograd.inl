@@ -1,0 +1,271 @@
+// 3x3 convolutions by Winograd's F(m x m, 3x3): tiles of m x m outputs from (m+2) x (m+2) inputs, one small product for
+// each of the (m+2)^2 positions, 36/144 (m=4) or 16/36 (m=2) of the multiplications.
+//
+// float32 weights are transformed here, a panel at a time, just before they are used: read as nine taps they are a
+// quarter of the bytes, and below L2 bytes are what a small batch waits for.
+
+template <int m>
+struct Winograd;
+
+template <>
+struct Winograd<2> {
+    static constexpr int n = 4;
+    static PYFLOW_INLINE void input(const V* d, V* t) {
+        t[0] = d[0] - d[2];
+        t[1] = d[1] + d[2];
+        t[2] = d[2] - d[1];
+        t[3] = d[1] - d[3];
+    }
+    static PYFLOW_INLINE void filter(const V* g, V* u) {
+        const V half = set(0.5f), ends = (g[0] + g[2]) * half, middle = g[1] * half;
+        u[0] = g[0];
+        u[1] = ends + middle;
+        u[2] = ends - middle;
+        u[3] = g[2];
+    }
+    static PYFLOW_INLINE void output(const V* p, V* y) {
+        y[0] = p[0] + p[1] + p[2];
+        y[1] = p[1] - p[2] - p[3];
+    }
+};
+
+template <>
+struct Winograd<4> {
+    static constexpr int n = 6;
+    static PYFLOW_INLINE void input(const V* d, V* t) {
+        const V four = set(4.0f), two = set(2.0f);
+        const V a = fnma(four, d[2], d[4]), b = fnma(four, d[1], d[3]);
+        const V c = d[4] - d[2], e = (d[3] - d[1]) * two;
+        t[0] = fma(four, d[0], fnma(set(5.0f), d[2], d[4]));
+        t[1] = a + b;
+        t[2] = a - b;
+        t[3] = c + e;
+        t[4] = c - e;
+        t[5] = fma(four, d[1], fnma(set(5.0f), d[3], d[5]));
+    }
+    static PYFLOW_INLINE void filter(const V* g, V* u) {
+        const V sixth = set(1.0f / 6), twelfth = set(1.0f / 12), fourth = set(0.25f);
+        const V ends = (g[0] + g[2]) * sixth, middle = g[1] * sixth;
+        const V far = fma(g[0] * fourth, sixth, g[2] * sixth), near = g[1] * twelfth;
+        u[0] = g[0] * fourth;
+        u[1] = set(0.0f) - (ends + middle);
+        u[2] = middle - ends;
+        u[3] = far + near;
+        u[4] = far - near;
+        u[5] = g[2];
+    }
+    static PYFLOW_INLINE void output(const V* p, V* y) {
+        const V sum = p[1] + p[2], gap = p[1] - p[2], sum2 = p[3] + p[4], gap2 = p[3] - p[4];
+        y[0] = p[0] + sum + sum2;
+        y[1] = fma(set(2.0f), gap2, gap);
+        y[2] = fma(set(4.0f), sum2, sum);
+        y[3] = fma(set(8.0f), gap2, gap) + p[5];
+    }
+};
+
+// Where the parts of a call lie in its scratch. Positions are 64 bytes further apart than their size: at powers of two
+// all of them would compete for the same cache lines.
+template <int m, class P>
+struct WinogradPlan {
+    static constexpr int positions = (m + 2) * (m + 2);
+    static constexpr bool transforms = std::is_same<P, F32>::value;
+    static constexpr int64_t element = transforms ? 4 : 2;
+
+    explicit WinogradPlan(const Convolve& c)
+        : inputs(c.input.channels),
+          panels((c.output.channels + kPanel - 1) / kPanel),
+          across(c.output.width / m),
+          down(c.output.height / m),
+          tiles(c.pictures * across * down),
+          block(winograd_block(m, inputs, c.output.channels, tiles, transforms)),
+          blocks((tiles + block - 1) / block),
+          row_bytes(inputs * element),
+          input_position(block * row_bytes + 64),
+          sum_position(block * kPanel + 16),
+          filter_position(inputs * kPanel * 4 + 64),
+          filter_panel(filter_position * positions) {
+        auto* at = static_cast<uint8_t*>(c.scratch);
+        transformed = at;
+        at += (positions * input_position + 63) / 64 * 64;
+        sums = reinterpret_cast<float*>(at);
+        at += positions * sum_position * 4;
+        filters = at;
+    }
+
+    int64_t inputs, panels, across, down, tiles, block, blocks;
+    int64_t row_bytes, input_position, sum_position, filter_position, filter_panel;
+    uint8_t* transformed;
+    float* sums;
+    uint8_t* filters;
+};
+
+PYFLOW_INLINE void store_as(F32, uint8_t* to, V value, int64_t count) {
+    if (count == kLanes)
+        store(reinterpret_cast<float*>(to), value);
+    else
+        store_some(reinterpret_cast<float*>(to), value, count);
+}
+PYFLOW_INLINE void store_as(BF16, uint8_t* to, V value, int64_t count) {
+    store_bf16(reinterpret_cast<uint16_t*>(to), value, count);
+}
+
+template <int m, class P>
+inline void transform_input(const Convolve& c, const WinogradPlan<m, P>& plan, int64_t first, int64_t count) {
+    constexpr int n = m + 2;
+    for (int64_t tile = 0; tile < count; ++tile) {
+        const int64_t index = first + tile, picture = index / (plan.across * plan.down);
+        const int64_t y = index / plan.across % plan.down, x = index % plan.across;
+        const float* corner = c.input.at<float>(picture, y * m - 1, x * m - 1);
+        uint8_t* to = plan.transformed + tile * plan.row_bytes;
+        for (int64_t channel = 0; channel < plan.inputs; channel += kLanes) {
+            const int64_t left = plan.inputs - channel, lanes = left < kLanes ? left : kLanes;
+            V columns[n][n];  // transformed along y
+#pragma GCC unroll 6
+            for (int j = 0; j < n; ++j) {
+                V d[n], t[n];
+#pragma GCC unroll 6
+                for (int i = 0; i < n; ++i) {
+                    const float* from = corner + i * c.input.row + j * c.input.pixel + channel;
+                    d[i] = lanes == kLanes ? load(from) : load_some(from, lanes);
+                }
+                Winograd<m>::input(d, t);
+#pragma GCC unroll 6
+                for (int i = 0; i < n; ++i) columns[i][j] = t[i];
+            }
+#pragma GCC unroll 6
+            for (int i = 0; i < n; ++i) {
+                V t[n];
+                Winograd<m>::input(columns[i], t);
+#pragma GCC unroll 6
+                for (int j = 0; j < n; ++j)
+                    store_as(P{}, to + (i * n + j) * plan.input_position + channel * plan.element, t[j], lanes);
+            }
+        }
+    }
+}
+
+// The nine taps of a panel, each of `size` floats, to its positions.
+template <int m>
+inline void transform_filters(const float* taps, int64_t size, uint8_t* to, int64_t position) {
+    constexpr int n = m + 2;
+    for (int64_t at = 0; at < size; at += kLanes) {
+        V columns[n][3];
+#pragma GCC unroll 3
+        for (int j = 0; j < 3; ++j) {
+            V g[3], u[n];
+#pragma GCC unroll 3
+            for (int i = 0; i < 3; ++i) g[i] = load(taps + (3 * i + j) * size + at);
+            Winograd<m>::filter(g, u);
+#pragma GCC unroll 6
+            for (int i = 0; i < n; ++i) columns[i][j] = u[i];
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < n; ++i) {
+            V u[n];
+            Winograd<m>::filter(columns[i], u);
+#pragma GCC unroll 6
+            for (int j = 0; j < n; ++j) store(reinterpret_cast<float*>(to + (i * n + j) * position) + at, u[j]);
+        }
+    }
+}
+
+template <int m, class P>
+inline void transform_output(const Convolve& c, const WinogradPlan<m, P>& plan, int64_t first, int64_t count,
+                             int64_t column) {
+    constexpr int n = m + 2;
+    const int64_t columns = c.output.channels - column < kPanel ? c.output.channels - column : kPanel;
+    for (int64_t tile = 0; tile < count; ++tile) {
+        const int64_t index = first + tile, picture = index / (plan.across * plan.down);
+        const int64_t y = index / plan.across % plan.down * m, x = index % plan.across * m;
+        for (int64_t at = 0; at < columns; at += kLanes) {
+            const int64_t left = columns - at, lanes = left < kLanes ? left : kLanes;
+            const float* from = plan.sums + tile * kPanel + at;
+            V half[m][n];
+#pragma GCC unroll 6
+            for (int j = 0; j < n; ++j) {
+                V p[n], q[m];
+#pragma GCC unroll 6
+                for (int i = 0; i < n; ++i) p[i] = load(from + (i * n + j) * plan.sum_position);
+                Winograd<m>::output(p, q);
+#pragma GCC unroll 4
+                for (int i = 0; i < m; ++i) half[i][j] = q[i];
+            }
+            const V bias = c.bias ? load(c.bias + column + at) : set(0.0f);
+#pragma GCC unroll 4
+            for (int i = 0; i < m; ++i) {
+                V q[m];
+                Winograd<m>::output(half[i], q);
+                float* out = c.output.at<float>(picture, y + i, x) + column + at;
+                const float* other = c.other.data ? c.other.at<float>(picture, y + i, x) + column + at : nullptr;
+#pragma GCC unroll 4
+                for (int j = 0; j < m; ++j) {
+                    V value = q[j] + bias;
+                    if (other) value = value + load_some(other + j * c.other.pixel, lanes);
+                    if (c.silu) value = silu(value);
+                    store_as(F32{}, reinterpret_cast<uint8_t*>(out + j * c.output.pixel), value, lanes);
+                }
+            }
+        }
+    }
+}
+
+template <int m, class P>
+inline void convolve_winograd(const Convolve& c) {
+    const WinogradPlan<m, P> plan(c);
+    constexpr int64_t no_offset = 0;
+    Product product{};
+    product.taps = &no_offset;
+    product.tap_count = 1;
+    product.steps = plan.row_bytes / kStep;
+    product.a_row = plan.row_bytes;
+    product.out_row = kPanel;
+    const auto* weights = static_cast<const uint8_t*>(c.weights);
+    const int64_t raw_panel = plan.inputs * 9 * kPanel * 4;
+    for (int64_t b = 0; b < plan.blocks; ++b) {
+        const int64_t first = b * plan.block;
+        const int64_t count = plan.tiles - first < plan.block ? plan.tiles - first : plan.block;
+        transform_input(c, plan, first, count);
+        for (int64_t panel = 0; panel < plan.panels; ++panel) {
+            const int64_t column = panel * kPanel, width = width_of(c.output.channels - column);
+            const uint8_t* filters = weights + panel * plan.positions * plan.inputs * plan.element * kPanel;
+            int64_t filter_position = plan.inputs * plan.element * width;
+            if constexpr (plan.transforms) {
+                // One block asks for each panel once: all of them may use the same, cached, memory.
+                uint8_t* made = plan.filters + (plan.blocks > 1 ? panel : 0) * plan.filter_panel;
+                if (b == 0)
+                    transform_filters<m>(reinterpret_cast<const float*>(weights + panel * raw_panel),
+                                         plan.inputs * width, made, plan.filter_position);
+                filters = made;
+                filter_position = plan.filter_position;
+            }
+            product.columns = width;
+            for (int position = 0; position < plan.positions; ++position) {
+                product.a = plan.transformed + position * plan.input_position;
+                product.out = plan.sums + position * plan.sum_position;
+                rows_by_panel<P>(product, count, 0, filters + position * filter_position, width);
+            }
+            transform_output(c, plan, first, count, column);
+        }
+    }
+}
+
+inline void convolve(const Convolve& c) {
+    // A level compiles only those products that it does better than the one below.
+#if PYFLOW_LEVEL == 4
+    if (c.weights_type == Type::f32) return avx512::convolve(c);
+    if (c.weights_type == Type::s8) return avx512_vnni::convolve(c);
+#elif PYFLOW_LEVEL == 3
+    if (c.weights_type != Type::s8) return avx512::convolve(c);
+#else
+    if (c.algorithm == Algorithm::winograd4) return convolve_winograd<4, F32>(c);
+    if (c.weights_type == Type::f32)
+        return c.algorithm == Algorithm::winograd2 ? convolve_winograd<2, F32>(c) : convolve_direct<F32>(c);
+#endif
+#if PYFLOW_LEVEL != 3
+    if (c.weights_type == Type::bf16)
+        return c.algorithm == Algorithm::winograd2 ? convolve_winograd<2, BF16>(c) : convolve_direct<BF16>(c);
+#endif
+#if PYFLOW_LEVEL != 4
+    convolve_direct<U8S8>(c);
+#endif
+}
