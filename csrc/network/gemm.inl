@@ -77,6 +77,9 @@ inline void block(const Product& product, int64_t row, int64_t column, const uin
         }
 }
 
+// Three layers of 256x256 from L2: 3.9 us without a prefetch, 3.5 with one of 512 or 1024 bytes, 3.7 with 2048.
+constexpr int64_t kAhead = 512;
+
 // A single row by four whole panels: one panel alone would wait for each sum.
 template <class P>
 inline void row_by_four_panels(const Product& product, int64_t row, int64_t column, const uint8_t* weights) {
@@ -93,8 +96,11 @@ inline void row_by_four_panels(const Product& product, int64_t row, int64_t colu
 #pragma GCC unroll 4
             for (int p = 0; p < 4; ++p)
 #pragma GCC unroll 4
-                for (int v = 0; v < vectors; ++v)
-                    sums[p][v] = P::mac(value, weights + p * product.panel_bytes + v * kLanes * kStep, sums[p][v]);
+                for (int v = 0; v < vectors; ++v) {
+                    const uint8_t* from = weights + p * product.panel_bytes + v * kLanes * kStep;
+                    __builtin_prefetch(from + kAhead);
+                    sums[p][v] = P::mac(value, from, sums[p][v]);
+                }
         }
     }
     for (int p = 0; p < 4; ++p)
