@@ -48,8 +48,7 @@ inline void convolve_direct(const Convolve& c) {
         return;
     }
     const bool even = c.stride == 1 && c.taps == 1 && c.input.row == width * c.input.pixel &&
-                      c.output.row == width * c.output.pixel &&
-                      (!c.other.data || c.other.row == width * c.other.pixel);
+                      c.output.row == width * c.output.pixel && (!c.other.data || c.other.row == width * c.other.pixel);
     const int64_t run = even ? height * width : width, runs = even ? 1 : height;
     for (int64_t column = 0; column < product.columns; column += kPanel, product.weights += product.panel_bytes)
         for (int64_t n = 0; n < c.pictures; ++n)

@@ -106,8 +106,7 @@ inline void row_by_four_panels(const Product& product, int64_t row, int64_t colu
     for (int p = 0; p < 4; ++p)
         for (int v = 0; v < vectors; ++v) {
             const int64_t at = column + p * kPanel + v * kLanes;
-            store(product.out + row * product.out_row + at,
-                  finished(product, P::value(sums[p][v]), row, at, kLanes));
+            store(product.out + row * product.out_row + at, finished(product, P::value(sums[p][v]), row, at, kLanes));
         }
 }
 
