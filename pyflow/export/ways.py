@@ -1,0 +1,80 @@
+"""The ways to compute a layer of a native network, and which of them a layer may take."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from pyflow.engines.graph import Algorithm, Type
+from pyflow.spec import Network
+
+from .quantize import float_layers
+
+DIRECT, WINOGRAD2, WINOGRAD4 = Algorithm
+PRECISE = ("enter", "leave", "condition", "film")  # they are float32 in every precision
+
+
+class Layer(NamedTuple):
+    """A convolution, or a linear layer as one of a 1x1 picture; height and width are its input's."""
+
+    name: str
+    inputs: int
+    outputs: int
+    taps: int
+    stride: int
+    height: int
+    width: int
+
+
+class Way(NamedTuple):
+    algorithm: Algorithm
+    weights: Type
+
+    @property
+    def input(self) -> Type:
+        """Winograd's transforms read float32, whatever their products are of."""
+        lowered = {Type.F32: Type.F32, Type.BF16: Type.BF16, Type.S8: Type.U8}
+        return lowered[self.weights] if self.algorithm == DIRECT else Type.F32
+
+    def __str__(self) -> str:
+        return f"{self.algorithm.name} {self.weights.name}".lower()
+
+
+Choose = Callable[[Layer], Way]
+
+# Those of a precision, the best guess first. bfloat16 in F(4,3) errs by 5e-2 and int8 in F(2,3) by 7e-2.
+FLOAT_WAYS = (Way(WINOGRAD4, Type.F32), Way(WINOGRAD2, Type.F32), Way(DIRECT, Type.F32))
+BFLOAT16_WAYS = (Way(WINOGRAD2, Type.BF16), Way(DIRECT, Type.BF16))
+WAYS: dict[str, Sequence[Way]] = {
+    "fp32": FLOAT_WAYS,
+    "bf16": (*BFLOAT16_WAYS, *FLOAT_WAYS),
+    "int8": (Way(DIRECT, Type.S8), *BFLOAT16_WAYS, *FLOAT_WAYS),
+}
+
+
+def ways(layer: Layer, precision: str, network: Network) -> list[Way]:
+    """Those that the layer may take, the best guess first."""
+    return [way for way in WAYS[precision] if _fits(way, layer) and _is_precise_enough(way, layer, network)]
+
+
+def preferring(way: Way | None, precision: str, network: Network) -> Choose:
+    """Each layer computed this way where it may be, else by its best guess."""
+
+    def choose(layer: Layer) -> Way:
+        known = ways(layer, precision, network)
+        return way if way in known else known[0]
+
+    return choose
+
+
+def _fits(way: Way, layer: Layer) -> bool:
+    if way.algorithm == DIRECT:
+        # A buffer of bfloat16 or uint8 has channels in fours, which products take together.
+        return way.weights == Type.F32 or layer.inputs % 4 == 0
+    tile = {WINOGRAD2: 2, WINOGRAD4: 4}[way.algorithm]
+    whole = layer.height % tile == 0 and layer.width % tile == 0 and layer.height >= 2 * tile
+    return layer.taps == 3 and layer.stride == 1 and whole
+
+
+def _is_precise_enough(way: Way, layer: Layer, network: Network) -> bool:
+    if layer.name.partition(".")[0] in PRECISE:
+        return way.weights == Type.F32
+    return way.weights != Type.S8 or not any(f".{kept}." in f".{layer.name}." for kept in float_layers(network))
