@@ -9,6 +9,7 @@
 #include "aoti_denoiser.hpp"
 #include "errors.hpp"
 #include "fused_step.hpp"
+#include "network/executor.hpp"
 #include "onnx_denoiser.hpp"
 #include "philox.hpp"
 #include "sampler.hpp"
@@ -87,6 +88,31 @@ class CallableDenoiser final : public Denoiser {
 
     py::object function_;
 };
+
+using network::NetworkDenoiser;
+
+// The network is read where its buffer lies, which Python keeps, unresized, for as long.
+std::unique_ptr<NetworkDenoiser> network_denoiser(const py::object& content, const std::optional<std::string>& isa,
+                                                  int threads, bool profile) {
+    const auto release = [](Py_buffer* view) {
+        const py::gil_scoped_acquire gil;
+        PyBuffer_Release(view);
+        delete view;
+    };
+    auto view = std::make_unique<Py_buffer>();
+    if (PyObject_GetBuffer(content.ptr(), view.get(), PyBUF_SIMPLE) != 0) throw py::error_already_set();
+    const std::shared_ptr<const Py_buffer> owner(view.release(), release);
+    const Isa chosen = isa_or_chosen(isa);
+    const py::gil_scoped_release unlocked;
+    return std::make_unique<NetworkDenoiser>(owner->buf, owner->len, owner, chosen, threads, profile);
+}
+
+py::list take_profile(const NetworkDenoiser& denoiser) {
+    py::list rows;
+    for (const NetworkDenoiser::Row& row : denoiser.take_profile())
+        rows.append(py::make_tuple(row.name, row.kind, row.algorithm, row.seconds, row.calls));
+    return rows;
+}
 
 // Between rows: the caller's callback, and a look for Ctrl-C at most every 20 ms, since taking the GIL costs as much as
 // a small row.
@@ -248,6 +274,11 @@ PYBIND11_MODULE(_C, m) {
                       const std::string&, bool>(),
              py::arg("library"), py::arg("torch_library"), py::arg("shape"), py::arg("inputs"), py::arg("classes"),
              py::arg("device"), py::arg("staged") = false, py::call_guard<py::gil_scoped_release>());
+    py::class_<NetworkDenoiser, Denoiser>(m, "NetworkDenoiser")
+        .def(py::init(&network_denoiser), py::arg("content"), py::arg("isa"), py::arg("threads"), py::arg("profile"))
+        .def("describe", &NetworkDenoiser::describe)
+        .def("workspace_bytes", &NetworkDenoiser::workspace_bytes, py::arg("batch"))
+        .def("take_profile", take_profile);
     py::class_<CallableDenoiser, Denoiser>(m, "CallableDenoiser")
         .def(py::init<py::object, std::vector<int64_t>>(), py::arg("function"), py::arg("shape"));
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,6 +51,19 @@ class AotiDenoiser(Denoiser):
         device: str,
         staged: bool = False,
     ) -> None: ...
+
+class NetworkDenoiser(Denoiser):
+    """Runs a native network in place; `pyflow.native.network_denoiser` makes one."""
+
+    def __init__(self, content: Buffer, isa: str | None, threads: int, profile: bool) -> None: ...
+    def describe(self) -> str:
+        """An operation a line."""
+
+    def workspace_bytes(self, batch: int) -> int:
+        """What a run of this batch allocates when each picture has a label of its own."""
+
+    def take_profile(self) -> list[tuple[str, str, str, float, int]]:
+        """(name, kind, algorithm, seconds, calls) of each operation since the last call; with `profile` only."""
 
 class CallableDenoiser(Denoiser):
     def __init__(

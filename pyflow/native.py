@@ -5,6 +5,7 @@ in any shape that broadcasts to the batch.
 """
 
 import importlib.util
+import mmap
 import operator
 import os
 import re
@@ -27,6 +28,7 @@ except ImportError as error:
     ) from error
 
 Denoiser = _C.Denoiser
+NetworkDenoiser = _C.NetworkDenoiser
 Floats = npt.NDArray[np.float32]
 
 _WORD_LIMIT = 2**32
@@ -219,6 +221,26 @@ def aoti_denoiser(
     device = "cuda:0" if device == "cuda" else device
     classes, extents = _count("classes", classes, 0, 2**31), _extents(shape)
     return _C.AotiDenoiser(str(library), str(torch_library), extents, list(inputs), classes, device)
+
+
+def network_denoiser(
+    content: bytes | bytearray | memoryview | mmap.mmap, threads: int = 0, isa: str | None = None, profile: bool = False
+) -> NetworkDenoiser:
+    """A native network, given as the bytes of its file or a mapping of it; 0 threads: one a processor.
+
+    `content` is read where it lies, and kept; its kernels are fastest where it starts at a multiple of 64, as a mapping
+    does and bytes may not. `isa` runs one instruction set instead of the chosen one. With `profile`, `take_profile()`
+    tells the seconds of each operation.
+    """
+    try:
+        view = memoryview(content)
+    except TypeError:
+        raise InvalidInput(f"content is a {type(content).__name__}; expected bytes or another buffer") from None
+    if not view.c_contiguous:
+        raise InvalidInput(f"content is a buffer with strides {view.strides}; expected a contiguous one")
+    if not isinstance(isa, str | None):
+        raise InvalidInput(f"isa is {isa!r}; expected None or one of {', '.join(supported_isas())}")
+    return _C.NetworkDenoiser(content, isa, _count("threads", threads, 0, 2**15), bool(profile))
 
 
 def callable_denoiser(
