@@ -12,7 +12,7 @@ from pyflow import checkpoint
 from pyflow.artefact import read_json
 from pyflow.errors import InvalidInput
 
-from .data import Dataset
+from .data import Dataset, values
 
 FEATURES = 48
 RECORD, WEIGHTS = "classifier.json", "weights.safetensors"
@@ -58,13 +58,13 @@ def _batches(data: Dataset, steps: int, batch: int) -> Iterator[tuple[Tensor, Te
     for _ in range(steps):
         chosen = torch.randint(len(data.images), (batch,))
         shift = torch.randint(-1, 2, (2,)).tolist()
-        yield data.images[chosen].roll(shift, dims=(2, 3)), data.labels[chosen]
+        yield values(data.images[chosen]).roll(shift, dims=(2, 3)), data.labels[chosen]
 
 
 @torch.inference_mode()
 def features_and_labels(net: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """The features (N, FEATURES) and the label read from each picture."""
-    features = torch.cat([net.features(part) for part in images.split(512)])
+    features = torch.cat([net.features(values(part)) for part in images.split(512)])
     return features, net.head(features).argmax(1)
 
 

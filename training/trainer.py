@@ -13,6 +13,7 @@ from pyflow.errors import InvalidArtefact, InvalidInput, NotFinite
 from pyflow.models import build
 from pyflow.spec import Spec
 
+from .data import values
 from .objectives import OBJECTIVES, Batch
 from .recipes import Recipe
 
@@ -134,7 +135,7 @@ def unpaired(images: Tensor, labels: Tensor) -> Draw:
 
     def draw(count: int) -> Batch:
         chosen = torch.randint(len(images), (count,))
-        return Batch(torch.randn(count, *images.shape[1:]), labels[chosen], images[chosen])
+        return Batch(torch.randn(count, *images.shape[1:]), labels[chosen], values(images[chosen]))
 
     return draw
 

@@ -1,0 +1,184 @@
+"""Data sets: pictures and labels from parquet files as they were written; one clear sentence for what does not fit."""
+
+import os
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("datasets", reason='needs Hugging Face datasets: pip install "pyflow-engine[data]"')
+pa = pytest.importorskip("pyarrow")
+PIL_Image = pytest.importorskip("PIL.Image")
+
+from pyflow.training import classifier  # noqa: E402
+from pyflow.training.data import load_dataset, values  # noqa: E402
+from pyflow.training.trainer import unpaired  # noqa: E402
+
+from pyflow import checkpoint, commands  # noqa: E402
+from pyflow.errors import BackendUnavailable, InvalidInput  # noqa: E402
+from pyflow.pictures import model_values  # noqa: E402
+from pyflow.spec import UNet  # noqa: E402
+
+NETWORK = UNet(shape=(3, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,), heads=2, classes=10)
+REAL = os.environ.get("PYFLOW_CIFAR10", "")
+
+
+def png(picture: np.ndarray) -> dict[str, object]:
+    file = BytesIO()
+    PIL_Image.fromarray(picture).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def write(file: Path, images: list, labels: list, **columns: list) -> None:
+    import pyarrow.parquet
+
+    file.parent.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pa.table({"img": images, "label": labels, **columns}), file)
+
+
+def colours(rng, count: int, side: int = 8) -> np.ndarray:
+    return rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def faces(rng, tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A folder of 30 pictures to train on, in two files, and 12 held out; those pictures and labels, in order."""
+    folder, pictures, labels = tmp_path / "faces [of] *", colours(rng, 42), rng.integers(0, 10, 42)
+    parts = {"train-00000-of-00002": (0, 20), "train-00001-of-00002": (20, 30), "test-00000-of-00001": (30, 42)}
+    for name, (start, end) in parts.items():
+        write(folder / f"{name}.parquet", [png(one) for one in pictures[start:end]], labels[start:end].tolist())
+    return folder, pictures, labels
+
+
+def test_pictures_and_labels_come_as_they_were_written(faces):
+    folder, pictures, labels = faces
+    for part, chosen in (("train", slice(0, 30)), ("test", slice(30, 42))):
+        data = load_dataset(str(folder), part)
+        assert (data.name, data.shape, data.classes) == ("faces [of] *", (3, 8, 8), 10)
+        assert data.images.dtype == torch.uint8
+        assert data.labels.dtype == torch.int64
+        np.testing.assert_array_equal(data.images.numpy(), pictures[chosen].transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(data.labels.numpy(), labels[chosen])
+
+
+def test_a_batch_holds_the_values_that_a_network_sees(faces):
+    folder, pictures, _ = faces
+    data = load_dataset(str(folder))
+    batch = unpaired(data.images, data.labels)(16)
+    known = [model_values(picture) for picture in pictures[:30]]
+    assert batch.image.dtype == torch.float32
+    for image, label in zip(batch.image.numpy(), batch.label):
+        nearest = min(range(30), key=lambda index: np.abs(known[index] - image).max())
+        np.testing.assert_allclose(image, known[nearest], atol=1e-6)
+        assert label == data.labels[nearest]
+    floats = torch.randn(4, 3, 8, 8)
+    assert values(floats) is floats
+
+
+def test_a_teacher_and_a_judge_learn_from_the_folder(faces, tmp_path, monkeypatch):
+    folder, *_ = faces
+    assert commands.train_teacher("cfm", str(folder), tmp_path / "teacher", network=NETWORK, steps=2, batch=4)
+    assert checkpoint.load_spec(tmp_path / "teacher").network == NETWORK
+    train = classifier.train_classifier
+    monkeypatch.setattr(classifier, "train_classifier", lambda dataset: train(dataset, steps=2, batch=4))
+    assert commands.train_judge(tmp_path / "judge", str(folder))
+    held_out = load_dataset(str(folder), "test")
+    net = classifier.load(tmp_path / "judge", held_out)
+    features, _ = classifier.features_and_labels(net, held_out.images)
+    np.testing.assert_array_equal(features, classifier.features_and_labels(net, values(held_out.images))[0])
+
+
+GOOD = np.zeros((8, 8, 3), np.uint8)
+WRONG_ROWS = {
+    "grey": (png(GOOD[:, :, 0]), 3, r"train of odd, picture 2 has the mode 'L'; expected 'RGB'"),
+    "see-through": (png(np.zeros((8, 8, 4), np.uint8)), 3, r"picture 2 has the mode 'RGBA'; expected 'RGB'"),
+    "another size": (png(np.zeros((8, 6, 3), np.uint8)), 3, r"picture 2 has shape \(3, 8, 6\); expected \(3, 8, 8\)"),
+    "no picture": ({"bytes": b"GIF89a, but cut", "path": None}, 3, r"picture 2 is no picture that Pillow reads"),
+    "cut": ({"bytes": png(GOOD)["bytes"][:45], "path": None}, 3, r"picture 2 is no picture that Pillow reads"),
+    "a path alone": ({"bytes": None, "path": "/etc/passwd"}, 3, r"picture 2 is no picture that Pillow reads"),
+    "null": (None, 3, r"picture 2 is no picture that Pillow reads"),
+    "label too high": (png(GOOD), 10, r"train of odd, picture 2 has the label 10; expected 0 to 9"),
+    "label below 0": (png(GOOD), -1, r"picture 2 has the label -1; expected 0 to 9"),
+    "no label": (png(GOOD), None, r"picture 2 has the label None; expected 0 to 9"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_a_row_that_does_not_fit_is_named(name, tmp_path):
+    image, label, sentence = WRONG_ROWS[name]
+    write(tmp_path / "odd" / "train-0.parquet", [png(GOOD), png(GOOD), image, png(GOOD)], [0, 9, label, 1])
+    with pytest.raises(InvalidInput, match=sentence) as caught:
+        load_dataset(str(tmp_path / "odd"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"image": [png(GOOD)], "label": [1]}, "image, label"),
+        ({"img": [png(GOOD)]}, "img"),
+        ({"img": [png(GOOD)], "label": ["cat"]}, "img, label"),
+        ({"img": [png(GOOD)], "label": [0.5]}, "img, label"),
+        ({"img": ["cat.png"], "label": [1]}, "img, label"),
+        ({"img": [{"bytes": b"", "place": ""}], "label": [1]}, "img, label"),
+    ],
+    ids=["another name", "no label", "words", "fractions", "names of files", "another struct"],
+)
+def test_other_columns_are_refused(columns, named, tmp_path):
+    import pyarrow.parquet
+
+    (tmp_path / "odd").mkdir()
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "odd" / "test-0.parquet")
+    with pytest.raises(InvalidInput, match=rf"test of odd has the columns {named}; expected img \(bytes and path\)"):
+        load_dataset(str(tmp_path / "odd"), "test")
+
+
+def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):
+    nowhere, folder = tmp_path / "nowhere", tmp_path / "odd"
+    with pytest.raises(InvalidInput, match=r"nowhere'; expected one of .*cifar10, or a folder .* that is there"):
+        load_dataset(str(nowhere))
+    folder.mkdir()
+    with pytest.raises(InvalidInput, match=r"odd holds no train-\*.parquet; expected files as of the hub's cifar10"):
+        load_dataset(str(folder))
+    file = folder / "train-0.parquet"
+    for content in (b"", b"nonsense", b"PAR1" + bytes(40) + b"PAR1"):
+        file.write_bytes(content)
+        with pytest.raises(InvalidInput, match=r"train of odd cannot be read \(.*\); fetch its files again"):
+            load_dataset(str(folder))
+    write(folder / "train-0.parquet", [png(GOOD)] * 50, [1] * 50, noise=[os.urandom(2000) for _ in range(50)])
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidInput, match="train of odd cannot be read"):
+        load_dataset(str(folder))
+
+
+def test_the_hub_out_of_reach_is_one_sentence(tmp_path):
+    program = "from pyflow.training.data import load_dataset; load_dataset('cifar10')"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("pyflow.errors.BackendUnavailable: cifar10 did not come from the Hugging Face hub"), last
+    assert "give --data the folder of its parquet files" in last
+
+
+@pytest.mark.parametrize("package", ["datasets", "PIL.Image"])
+def test_a_missing_package_names_its_extra(package, faces, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in ("cifar10", str(faces[0])):
+        with pytest.raises(BackendUnavailable, match=r'pip install "pyflow-engine\[data\]"'):
+            load_dataset(name)
+
+
+@pytest.mark.skipif(not Path(REAL or "nowhere").is_dir(), reason="PYFLOW_CIFAR10 names no folder of its parquet files")
+def test_the_real_pictures():
+    for part, count in (("train", 50_000), ("test", 10_000)):
+        data = load_dataset(REAL, part)
+        assert (tuple(data.images.shape), data.images.dtype) == ((count, 3, 32, 32), torch.uint8)
+        assert data.labels.bincount().tolist() == [count // 10] * 10
+        assert 100 < data.images.float().mean() < 140
