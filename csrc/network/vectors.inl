@@ -19,7 +19,7 @@ PYFLOW_INLINE V set(float a) { return {_mm512_set1_ps(a)}; }
 PYFLOW_INLINE V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
-PYFLOW_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }   // a*b + c
+PYFLOW_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a*b + c
 PYFLOW_INLINE V fnma(V a, V b, V c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a*b
 PYFLOW_INLINE V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 PYFLOW_INLINE V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -46,7 +46,8 @@ PYFLOW_INLINE void store_bf16(uint16_t* p, V a, int64_t n) {
 PYFLOW_INLINE void store_bf16(uint16_t* p, V a, int64_t n) {
     const __m512i bits = _mm512_castps_si512(a.v);
     const __m512i odd = _mm512_and_epi32(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __m512i rounded =
+        _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
     _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(rounded));
 }
 #endif
@@ -64,7 +65,9 @@ struct F32 {
         __m512 v;
     };
     static PYFLOW_INLINE Row row(const uint32_t* p) { return {_mm512_set1_ps(*reinterpret_cast<const float*>(p))}; }
-    static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) { return {_mm512_fmadd_ps(a.v, _mm512_loadu_ps(b), c.v)}; }
+    static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
+        return {_mm512_fmadd_ps(a.v, _mm512_loadu_ps(b), c.v)};
+    }
 };
 
 struct BF16 {
@@ -91,7 +94,8 @@ struct BF16 {
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         const __m512i pairs = _mm512_loadu_si512(b);
         const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-        const __m512 odd = _mm512_castsi512_ps(_mm512_and_epi32(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+        const __m512 odd =
+            _mm512_castsi512_ps(_mm512_and_epi32(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
         return {_mm512_fmadd_ps(a.odd, odd, _mm512_fmadd_ps(a.even, even, c.v))};
     }
 #endif
@@ -175,8 +179,9 @@ PYFLOW_INLINE void store_bf16(uint16_t* p, V a, int64_t n) {
     const __m256i bits = _mm256_castps_si256(a.v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     uint32_t rounded[8];
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rounded),
-                        _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16));
+    _mm256_storeu_si256(
+        reinterpret_cast<__m256i*>(rounded),
+        _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16));
     for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(rounded[i]);
 }
 
@@ -212,7 +217,8 @@ struct BF16 {
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         const __m256i pairs = _mm256_loadu_si256(static_cast<const __m256i*>(b));
         const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-        const __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+        const __m256 odd =
+            _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
         return {_mm256_fmadd_ps(a.odd, odd, _mm256_fmadd_ps(a.even, even, c.v))};
     }
 };
@@ -364,12 +370,12 @@ struct U8S8 {
 
 #endif
 
-// e^a, within 2 ulp. Below -87 it is 0 or nearly so, above 88 large but finite.
+// e^a, within 2 ulp. Below -87 it is 0 or nearly so, above 87 large but finite. A NaN stays one: of two operands, max
+// and min give the second where they cannot tell.
 PYFLOW_INLINE V exponential(V a) {
-    const V y = min(max(a * set(1.44269504f), set(-126.0f)), set(126.0f));
-    const V whole = round(y);
-    const V r = fnma(whole, set(0.693145752f), min(max(a, set(-87.33f)), set(87.33f)));
-    const V f = fnma(whole, set(1.42860677e-6f), r);  // |f| <= ln(2)/2
+    const V b = min(set(87.33f), max(set(-87.33f), a));
+    const V whole = round(b * set(1.44269504f));
+    const V f = fnma(whole, set(1.42860677e-6f), fnma(whole, set(0.693145752f), b));  // |f| <= ln(2)/2
     V p = set(1.9875691e-4f);
     p = fma(p, f, set(1.3981999e-3f));
     p = fma(p, f, set(8.3334519e-3f));
@@ -380,5 +386,7 @@ PYFLOW_INLINE V exponential(V a) {
     return scale_by_power(p, whole);
 }
 
-PYFLOW_INLINE V silu(V a) { return a * reciprocal(set(1.0f) + exponential(set(0.0f) - a)); }
-
+PYFLOW_INLINE V silu(V a) {
+    const V b = max(set(-87.0f), a);
+    return b * reciprocal(set(1.0f) + exponential(set(0.0f) - b));
+}
