@@ -4,16 +4,20 @@ import ctypes
 import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import stat
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from .errors import InvalidArtefact, InvalidInput
+
+Content = bytes | mmap.mmap
+Read = TypeVar("Read", bytes, mmap.mmap)
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _JSON_LIMIT = 2**24
@@ -76,7 +80,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"it holds {name}, which is no JSON")
 
 
-def sha256(content: bytes) -> str:
+def sha256(content: Content) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
@@ -85,11 +89,20 @@ def read_verified(folder: Path, name: str, expected: str, size: int | None = Non
 
     A file of another `size` than its record says is refused before it is read.
     """
+    return _verified(folder, name, expected, size, lambda file: file.read())
+
+
+def map_verified(folder: Path, name: str, expected: str, size: int | None = None) -> mmap.mmap:
+    """The same as the file's own pages, which processes share: it must be replaced, as `publish` does, never edited."""
+    return _verified(folder, name, expected, size, lambda file: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _verified(folder: Path, name: str, expected: str, size: int | None, read: Callable[[BinaryIO], Read]) -> Read:
     path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
         raise InvalidArtefact(f"{folder}: names the file {name!r}; expected a plain name inside the folder")
     try:
-        content = _read_regular(path, size)
+        content = _read_regular(path, size, read)
     except (OSError, ValueError) as error:
         raise InvalidArtefact(f"{path} can't be read ({error}); the folder is incomplete, make it again") from error
     found = sha256(content)
@@ -101,15 +114,15 @@ def read_verified(folder: Path, name: str, expected: str, size: int | None = Non
     return content
 
 
-def _read_regular(path: Path, size: int | None = None) -> bytes:
-    """The bytes of a plain file: a link is not followed, a pipe is not waited for."""
+def _read_regular(path: Path, size: int | None, read: Callable[[BinaryIO], Read]) -> Read:
+    """What `read` makes of a plain file: a link is not followed, a pipe is not waited for."""
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is not a regular file")
         if size is not None and status.st_size != size:
             raise OSError(f"it has {status.st_size} bytes, its record says {size}")
-        return file.read()
+        return read(file)
 
 
 def _flush(path: Path) -> None:

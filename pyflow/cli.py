@@ -16,6 +16,7 @@ from . import __version__, core, native
 from .engines import BACKENDS
 from .engines import manifest as manifests
 from .engines.manifest import Certificate
+from .engines.native import operations
 from .errors import InvalidInput, PyflowError
 from .loading import load
 from .sampler import count
@@ -146,6 +147,9 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
+    if arguments.graph:
+        print(operations(arguments.source), end="")
+        return
     if arguments.source is None:
         from .timing import machine
 
@@ -258,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = command("info", _info, "what an engine or a checkpoint says of itself; without one, this machine")
     info.add_argument("source", type=Path, nargs="?", default=None, help="an engine or checkpoint")
+    info.add_argument("--graph", action="store_true", help="the operations of a native engine, one a line")
     return parser
 
 

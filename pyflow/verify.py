@@ -19,7 +19,7 @@ def verify(
     runner, manifest, files = engines.open_engine(folder, threads, device)
     if PROOF not in manifest.files:
         raise InvalidArtefact(f"{folder} holds no {PROOF}; the engine is incomplete, export it again")
-    proof = files[PROOF]
+    proof = bytes(files[PROOF])
     if source is None:
         return certificate.repeat(runner, manifest, proof, progress=progress)
     try:

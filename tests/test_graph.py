@@ -79,7 +79,7 @@ def test_weights_begin_at_multiples_of_their_alignment(rng):
 
 def test_a_name_that_would_be_cut_is_refused():
     graph = Graph((2,), times=1, classes=0)
-    with pytest.raises(InvalidInput, match="a layer is named 'a{40}'; expected 39 bytes or fewer"):
+    with pytest.raises(InvalidInput, match=r"a layer is named .a+.; expected 39 bytes or fewer"):
         graph.add(Operation(Kind.STORE, "a" * 40))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
+from pyflow.artefact import Content
 from pyflow.errors import InvalidArtefact
 
 from . import host
@@ -11,16 +12,16 @@ from . import manifest as manifests
 from .manifest import PROOF, Manifest
 from .runner import Runner
 
-BACKENDS = ("onnx", "aoti", "openvino", "tensorrt")
+BACKENDS = ("onnx", "aoti", "openvino", "tensorrt", "native")
 
 
-def open_engine(folder: Path, threads: int = 0, device: str = "cpu") -> tuple[Runner, Manifest, Mapping[str, bytes]]:
+def open_engine(folder: Path, threads: int = 0, device: str = "cpu") -> tuple[Runner, Manifest, Mapping[str, Content]]:
     """Refuse what can't run here, verify every file, then hand the verified bytes to the backend, and back."""
     manifest, files = _verified(folder)
     return runner(manifest, files, threads, device), manifest, files
 
 
-def _verified(folder: Path) -> tuple[Manifest, Mapping[str, bytes]]:
+def _verified(folder: Path) -> tuple[Manifest, Mapping[str, Content]]:
     manifest = manifests.read(folder)
     if manifest.backend not in BACKENDS:
         raise InvalidArtefact(
@@ -35,7 +36,7 @@ def _verified(folder: Path) -> tuple[Manifest, Mapping[str, bytes]]:
         raise
 
 
-def runner(manifest: Manifest, files: Mapping[str, bytes], threads: int = 0, device: str = "cpu") -> Runner:
+def runner(manifest: Manifest, files: Mapping[str, Content], threads: int = 0, device: str = "cpu") -> Runner:
     """The runner of files that were verified, or made just now."""
     backend = import_module(f"pyflow.engines.{manifest.backend}")
     try:

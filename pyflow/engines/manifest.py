@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyflow.artefact import json_bytes, read_json, read_verified, sha256
+from pyflow.artefact import Content, json_bytes, map_verified, read_json, read_verified, sha256
 from pyflow.core import SOLVERS, Plan
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.records import from_json
 from pyflow.spec import Spec
 
 FORMAT = 2
-NAME, PROOF = "manifest.json", "proof.npy"
+NAME, PROOF, NETWORK = "manifest.json", "proof.npy", "network.bin"
 GUIDANCE_RULE = "p = u + g*(c - u), both from one batch; g=1 calls the network once"
 DENOISER, STEP, SAMPLER = WHATS = ("denoiser", "step", "sampler")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
@@ -136,9 +136,15 @@ def files_of(folder: Path) -> tuple[str, ...]:
     return tuple(data["files"]) if ours else ()
 
 
-def payload(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """The engine's files by name, each verified; what is returned is what was hashed."""
-    return {name: read_verified(folder, name, file.sha256, file.bytes) for name, file in manifest.files.items()}
+def payload(folder: Path, manifest: Manifest) -> dict[str, Content]:
+    """The engine's files by name, each verified; what is returned is what was hashed.
+
+    A native network is mapped: its weights are used where they lie. The others are read.
+    """
+    return {
+        name: (map_verified if name == NETWORK else read_verified)(folder, name, file.sha256, file.bytes)
+        for name, file in manifest.files.items()
+    }
 
 
 def _check(manifest: Manifest, path: Path) -> None:

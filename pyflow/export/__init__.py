@@ -19,7 +19,7 @@ from pyflow.errors import InvalidInput
 from pyflow.spec import Spec, refuse_extra_channels
 from pyflow.timing import versions
 
-from . import aoti, onnx, openvino, tensorrt
+from . import aoti, native, onnx, openvino, tensorrt
 from .build import Built, Order
 from .shapes import Denoiser
 
@@ -28,6 +28,7 @@ BUILDERS: dict[str, Callable[[nn.Module, Spec, Order], Built]] = {
     "aoti": aoti.build,
     "openvino": openvino.build,
     "tensorrt": tensorrt.build,
+    "native": native.build,
 }
 Judging = Callable[[Runner, Spec], dict[str, Any]]
 

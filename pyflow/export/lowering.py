@@ -29,7 +29,7 @@ def lower(model: nn.Module, spec: Spec, choose: Choose, ranges: Mapping[str, Ran
     elif isinstance(model, MLPNet):
         _mlp(lowering, model)
     else:
-        raise _unsupported("the network", model, "a UNetNet or an MLPNet")
+        raise _unsupported("the network", model, "UNetNet or MLPNet")
     return lowering.graph
 
 
@@ -241,7 +241,7 @@ def _taps(name: str, module: nn.Module) -> tuple[Floats, int]:
     known = (size, stride) in (((1, 1), (1, 1)), ((3, 3), (1, 1)), ((3, 3), (2, 2)))
     bordered = convolution.padding == (size[0] // 2,) * 2 and convolution.padding_mode == "zeros"
     if not (known and bordered and convolution.dilation == (1, 1) and convolution.groups == 1):
-        raise _unsupported(name, module, "1x1, or 3x3 of stride 1 or 2 with a border of zeros, no groups, no dilation,")
+        raise _unsupported(name, module, "1x1, or 3x3 of stride 1 or 2 with a border of zeros, no groups, no dilation")
     return _array(convolution.weight), stride[0]
 
 
@@ -255,9 +255,10 @@ def _array(values: Tensor) -> Floats:
 
 def _expect(name: str, module: Any, kind: type[nn.Module]) -> Any:
     if not isinstance(module, kind):
-        raise _unsupported(name, module, f"a {kind.__name__}")
+        raise _unsupported(name, module, kind.__name__)
     return module
 
 
 def _unsupported(name: str, module: nn.Module, expected: str) -> InvalidInput:
-    return InvalidInput(f"{name} is {module}; the native engine runs {expected} there: take --to onnx")
+    found = " ".join(str(module).split())
+    return InvalidInput(f"{name} is {found}; the native engine expects {expected} there: take --to onnx")

@@ -13,7 +13,7 @@ from pyflow import core
 from pyflow.certificate import GUIDANCES, Case, request_of
 from pyflow.engines.manifest import SAMPLER, Manifest
 from pyflow.engines.onnx import graph as opened
-from pyflow.engines.runner import Graph, runner_of
+from pyflow.engines.runner import Graph, Runner, runner_of
 from pyflow.errors import InvalidInput
 from pyflow.spec import Network, Spec, UNet
 
@@ -71,10 +71,14 @@ def trajectories(
 
         return record
 
-    runner = runner_of(_draft(spec, order), recorded)
+    run_trajectories(runner_of(_draft(spec, order), recorded), spec, order, seed)
+    return feeds
+
+
+def run_trajectories(runner: Runner, spec: Spec, order: Order, seed: int = SEED) -> None:
+    """Sample all that an engine is calibrated on; whoever calibrates watches the runner's network."""
     for number, case in enumerate(_cases(spec, order)):
         runner.run(request_of(case, spec, seed + number))
-    return feeds
 
 
 def _draft(spec: Spec, order: Order) -> Manifest:
