@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*)
 
-.PHONY: demo test bench bench-backends gpu-parity gpu-latency gpu-engines lint typecheck wheel examples format clean
+.PHONY: demo test bench bench-backends bench-precision gpu-parity gpu-latency gpu-engines lint typecheck wheel examples format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/native
@@ -19,6 +19,13 @@ bench: $(VENV)/native
 # Every backend beside the others; half an hour.
 bench-backends: $(VENV)/native
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/backends.py
+
+# What the lower precisions cost, after `make demo`. CIFAR10=FOLDER, of its parquet files, adds runs/cifar/teacher.
+bench-precision: $(VENV)/native
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/precision.py \
+	  --subject 'digits teacher' runs/demo/teacher runs/demo/classifier digits \
+	  --subject 'digits student' runs/demo/student runs/demo/classifier digits \
+	  $(if $(CIFAR10),--subject 'CIFAR-10 teacher' runs/cifar/teacher runs/cifar/classifier '$(CIFAR10)')
 
 # On a machine with an NVIDIA GPU; each ends in under nine minutes.
 gpu-parity gpu-latency gpu-engines: $(VENV)/native
