@@ -157,6 +157,8 @@ class Checker {
         expect(operation.taps == 3 && operation.stride == 1, "algorithm", name_of(operation.algorithm),
                "direct, it is not 3x3 of stride 1");
         expect(input.type == Type::f32, "input", input.text(), "f32 for winograd");
+        expect(operation.weights_type != Type::bf16 || input.channels % 2 == 0, "input", input.text(),
+               "its channels in pairs, for bf16");
         const uint32_t tile = operation.algorithm == Algorithm::winograd4 ? 4 : 2;
         expect(input.height % tile == 0 && input.width % tile == 0, "input", input.text(),
                tile == 4 ? "height and width in multiples of 4" : "height and width in multiples of 2");

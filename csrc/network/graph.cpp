@@ -58,15 +58,6 @@ std::vector<Record> records(const uint8_t*& from, uint32_t count) {
     return read;
 }
 
-// Multiplications and additions, counted as those of direct convolutions whatever the algorithm.
-double arithmetic(const Graph& graph, const Operation& operation) {
-    if (operation.kind != Kind::convolve && operation.kind != Kind::attend) return 0.0;
-    const Shape input = shape_of(graph, operation.input), output = shape_of(graph, operation.output);
-    const double pixels = double{1} * output.height * output.width, taps = operation.taps;
-    if (operation.kind == Kind::convolve) return 2 * pixels * output.channels * input.channels * taps * taps;
-    return 4 * pixels * pixels * output.channels;
-}
-
 std::string what_it_does(const Graph& graph, const Operation& operation) {
     std::string text;
     const auto add = [&](bool holds, const std::string& part) {
@@ -176,6 +167,14 @@ Needs needs_of(const Graph& graph, const Operation& operation) {
         if (operation.weights_type == Type::s8) needs.scales = needs.bias;
     }
     return needs;
+}
+
+double arithmetic(const Graph& graph, const Operation& operation) {
+    if (operation.kind != Kind::convolve && operation.kind != Kind::attend) return 0.0;
+    const Shape input = shape_of(graph, operation.input), output = shape_of(graph, operation.output);
+    const double pixels = double{1} * output.height * output.width, taps = operation.taps;
+    if (operation.kind == Kind::convolve) return 2 * pixels * output.channels * input.channels * taps * taps;
+    return 4 * pixels * pixels * output.channels;
 }
 
 void refuse(const std::string& what, const std::string& came, const std::string& expected) {

@@ -28,6 +28,9 @@ struct Needs {
 
 Needs needs_of(const Graph& graph, const Operation& operation);
 
+// Multiplications and additions of one picture, those of direct convolutions whatever the algorithm.
+double arithmetic(const Graph& graph, const Operation& operation);
+
 [[noreturn]] void refuse(const std::string& what, const std::string& came, const std::string& expected);
 
 // The second half of parse: tables and operations of any values, but for their number.

@@ -1,10 +1,9 @@
 #include "network_file.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <new>
 
-#include "../network/operations.hpp"
+#include "network_builder.hpp"
 
 namespace pyflow::testing {
 
@@ -18,189 +17,6 @@ void append(std::vector<uint8_t>& content, const Record* records, size_t count) 
     content.insert(content.end(), bytes, bytes + count * sizeof(Record));
 }
 
-// Adds operations with the weights that they need.
-class Builder {
-  public:
-    Builder(Random& random, uint32_t channels, uint32_t height, uint32_t width, uint32_t classes) : random_(random) {
-        std::memcpy(file_.header.magic, "pyflow\0n", 8);
-        file_.header.version = 1;
-        file_.header.channels = channels;
-        file_.header.height = height;
-        file_.header.width = width;
-        file_.header.times = static_cast<uint32_t>(1 + random.below(2));
-        file_.header.classes = classes;
-        file_.header.points = height * width == 1;
-    }
-
-    NetworkFile& file() { return file_; }
-    Buffer shape(uint32_t tensor) const {
-        Buffer shape = file_.buffer_of(tensor);
-        shape.channels = file_.tensors[tensor].channels;
-        return shape;
-    }
-
-    uint32_t buffer(Buffer buffer) {
-        file_.buffers.push_back(buffer);
-        return static_cast<uint32_t>(file_.buffers.size() - 1);
-    }
-    uint32_t part(uint32_t buffer, uint32_t offset, uint32_t channels) {
-        file_.tensors.push_back({buffer, offset, channels});
-        return static_cast<uint32_t>(file_.tensors.size() - 1);
-    }
-    uint32_t whole(Buffer made) { return part(buffer(made), 0, made.channels); }
-    uint32_t pixels(uint32_t height, uint32_t width, uint32_t channels) {
-        return whole({height, width, channels, 0, Type::f32});
-    }
-
-    uint32_t load(uint32_t border) {
-        const Header& state = file_.header;
-        Operation operation = made("load", Kind::load);
-        operation.output = whole({state.height, state.width, state.channels, border, Type::f32});
-        return add(operation);
-    }
-
-    void store(uint32_t input) {
-        Operation operation = made("store", Kind::store);
-        operation.input = input;
-        add(operation);
-    }
-
-    uint32_t waves() {
-        Operation operation = made("waves", Kind::waves);
-        operation.output = pixels(1, 1, kWaves * file_.header.times);
-        return add(operation);
-    }
-
-    uint32_t label(uint32_t channels) {
-        Operation operation = made("label", Kind::label);
-        operation.output = pixels(1, 1, channels);
-        return add(operation);
-    }
-
-    struct Prepared {
-        Type type = Type::f32;
-        uint32_t border = 1, groups = 0, upsample = 1, film = kNone, film_offset = 0;
-        bool silu = false;
-    };
-    uint32_t prepare(const char* name, uint32_t input, const Prepared& how) {
-        const Buffer from = shape(input);
-        Operation operation = made(name, Kind::prepare);
-        operation.input = input;
-        operation.other = how.film;
-        operation.output =
-            whole({how.upsample * from.height, how.upsample * from.width, from.channels, how.border, how.type});
-        operation.groups = how.groups;
-        operation.upsample = how.upsample;
-        operation.film_offset = how.film_offset;
-        operation.silu = how.silu;
-        operation.epsilon = 1e-5f;
-        operation.scale = 0.02f;
-        operation.zero = static_cast<uint32_t>(random_.below(256));
-        return add(operation);
-    }
-
-    uint32_t convolve(const char* name, uint32_t input, uint32_t output, Algorithm algorithm, Type weights_type,
-                      uint32_t taps, uint32_t stride = 1, uint32_t other = kNone, bool silu = false) {
-        Operation operation = made(name, Kind::convolve);
-        operation.input = input;
-        operation.other = other;
-        operation.output = output;
-        operation.taps = taps;
-        operation.stride = stride;
-        operation.algorithm = algorithm;
-        operation.weights_type = weights_type;
-        operation.silu = silu;
-        return add(operation);
-    }
-    // A linear layer, or a 1x1 convolution, in float32.
-    uint32_t project(const char* name, uint32_t input, uint32_t channels, bool silu = false, uint32_t other = kNone) {
-        const Buffer from = shape(input);
-        return convolve(name, input, pixels(from.height, from.width, channels), Algorithm::direct, Type::f32, 1, 1,
-                        other, silu);
-    }
-
-    uint32_t attend(const char* name, uint32_t input, uint32_t heads) {
-        const Buffer from = shape(input);
-        Operation operation = made(name, Kind::attend);
-        operation.input = input;
-        operation.output = pixels(from.height, from.width, from.channels / 3);
-        operation.heads = heads;
-        return add(operation);
-    }
-
-    // The vector of times and label, of `channels`.
-    uint32_t condition(uint32_t channels) {
-        const uint32_t table = file_.header.classes > 0 ? label(channels) : kNone;
-        const uint32_t hidden = project("time.0", waves(), channels, true);
-        return project("time.2", hidden, channels, false, table);
-    }
-
-    // A way to convolve that the picture and its channels allow, and the input that it wants.
-    struct Way {
-        Algorithm algorithm = Algorithm::direct;
-        Type weights = Type::f32, input = Type::f32;
-    };
-    Way draw(const Buffer& from, uint32_t taps, uint32_t stride) {
-        std::vector<Way> ways = {{}};
-        if (from.channels % 4 == 0) {
-            ways.push_back({Algorithm::direct, Type::bf16, Type::bf16});
-            ways.push_back({Algorithm::direct, Type::s8, Type::u8});
-        }
-        if (taps == 3 && stride == 1 && from.height % 2 == 0 && from.width % 2 == 0) {
-            ways.push_back({Algorithm::winograd2, Type::f32, Type::f32});
-            ways.push_back({Algorithm::winograd2, Type::bf16, Type::f32});
-            if (from.height % 4 == 0 && from.width % 4 == 0)
-                ways.push_back({Algorithm::winograd4, Type::f32, Type::f32});
-        }
-        return random_.one_of(ways);
-    }
-
-  private:
-    static Operation made(const char* name, Kind kind) {
-        Operation operation{};
-        operation.kind = kind;
-        operation.input = operation.other = operation.output = kNone;
-        operation.taps = operation.stride = operation.upsample = 1;
-        operation.weights = operation.bias = operation.scales = kNoWeights;
-        std::strncpy(operation.name, name, sizeof operation.name - 1);
-        return operation;
-    }
-
-    uint32_t add(Operation operation) {
-        Graph graph;
-        graph.header = file_.header;
-        graph.buffers = file_.buffers;
-        graph.tensors = file_.tensors;
-        const Needs needs = needs_of(graph, operation);
-        const float deviation = operation.kind == Kind::prepare ? 1.0f : 0.1f;
-        if (needs.weights > 0)
-            operation.weights =
-                keep(needs.weights, operation.kind == Kind::convolve ? operation.weights_type : Type::f32, deviation);
-        if (needs.bias > 0) operation.bias = keep(needs.bias, Type::f32, 0.1f);
-        if (needs.scales > 0) operation.scales = keep(needs.scales, Type::f32, 1e-3f);
-        file_.operations.push_back(operation);
-        return operation.output;
-    }
-
-    uint64_t keep(uint64_t bytes, Type type, float deviation) {
-        std::vector<uint8_t>& weights = file_.weights;
-        const uint64_t begin = weights.size();
-        for (uint64_t at = 0; at < bytes; at += 4) {
-            float number = random_.around_zero(deviation);
-            uint32_t bits;
-            std::memcpy(&bits, &number, 4);
-            if (type == Type::bf16) bits = (bits >> 16) * 0x00010001u;
-            if (type == Type::s8) bits = static_cast<uint32_t>(random_.bits());
-            append(weights, &bits, 1);
-        }
-        weights.resize((weights.size() + 63) / 64 * 64);
-        return begin;
-    }
-
-    Random& random_;
-    NetworkFile file_;
-};
-
 class UNet {
   public:
     UNet(Random& random, uint32_t channels, uint32_t height, bool exact)
@@ -211,19 +27,22 @@ class UNet {
         const uint32_t joined = builder_.buffer({height, height, wide, 0, Type::f32});
         const uint32_t kept = builder_.part(joined, channels_, channels_);
         const uint32_t condition = builder_.condition(wide);
-        convolve("enter", builder_.load(1), kept, 3);
-        film_ = builder_.project("film", builder_.prepare("film.silu", condition, silu(0)), 4 * wide);
+        builder_.convolve("enter", builder_.load(1), kept, {}, 3);
+        Prepared silu;
+        silu.border = 0;
+        silu.silu = true;
+        film_ = builder_.project("film", builder_.prepare("film.silu", condition, silu), 4 * wide);
 
         const uint32_t lower = builder_.pixels(half, half, channels_);
-        down(kept, lower);
+        convolve("down", kept, lower, {}, 2);
         const uint32_t middle = attention(block("middle", lower, builder_.pixels(half, half, wide), 0));
-        const uint32_t raised = builder_.part(joined, 0, channels_);
-        up(middle, raised);
-        const uint32_t top =
-            block("top", builder_.part(joined, 0, wide), builder_.pixels(height, height, channels_), 7);
-        const uint32_t left = builder_.prepare("leave.norm", top, normed());
+        Prepared twice;
+        twice.upsample = 2;
+        convolve("up", middle, builder_.part(joined, 0, channels_), twice);
+        const uint32_t all = builder_.part(joined, 0, wide);
+        const uint32_t top = block("top", all, builder_.pixels(height, height, channels_), 7);
         const uint32_t prediction = builder_.pixels(height, height, 3);
-        builder_.convolve("leave", left, prediction, Algorithm::direct, Type::f32, 3);
+        builder_.convolve("leave", builder_.prepare("leave.norm", top, normed()), prediction, {}, 3);
         builder_.store(prediction);
         return builder_.file();
     }
@@ -231,54 +50,33 @@ class UNet {
   private:
     using Prepared = Builder::Prepared;
 
-    static Prepared silu(uint32_t border) {
+    static Prepared normed() {
         Prepared how;
         how.silu = true;
-        how.border = border;
-        return how;
-    }
-    static Prepared normed() {
-        Prepared how = silu(1);
         how.groups = 4;
         return how;
     }
 
-    Builder::Way way(const Buffer& from, uint32_t taps, uint32_t stride) {
-        return exact_ ? Builder::Way{} : builder_.draw(from, taps, stride);
-    }
-
-    // Of what is prepared in float32 already.
-    void convolve(const char* name, uint32_t input, uint32_t output, uint32_t taps) {
-        builder_.convolve(name, input, output, Algorithm::direct, Type::f32, taps);
-    }
-
-    void prepare_and_convolve(const char* name, uint32_t input, uint32_t output, Prepared how, uint32_t stride = 1,
-                              uint32_t other = kNone) {
+    // 3x3, of what it prepares.
+    void convolve(const std::string& name, uint32_t input, uint32_t output, Prepared how, uint32_t stride = 1,
+                  uint32_t other = kNone) {
         Buffer from = builder_.shape(input);
         from.height *= how.upsample;
         from.width *= how.upsample;
-        const Builder::Way chosen = way(from, 3, stride);
-        how.type = chosen.input;
-        builder_.convolve(name, builder_.prepare((std::string(name) + ".in").c_str(), input, how), output,
-                          chosen.algorithm, chosen.weights, 3, stride, other);
-    }
-
-    void down(uint32_t input, uint32_t output) { prepare_and_convolve("down", input, output, {}, 2); }
-    void up(uint32_t input, uint32_t output) {
-        Prepared how;
-        how.upsample = 2;
-        prepare_and_convolve("up", input, output, how);
+        const Builder::Way way = exact_ ? Builder::Way{} : builder_.draw(from, 3, stride);
+        how.type = way.input;
+        builder_.convolve(name, builder_.prepare(name + ".in", input, how), output, way, 3, stride, other);
     }
 
     uint32_t block(const std::string& name, uint32_t input, uint32_t output, uint32_t film_offset) {
         const Buffer made = builder_.shape(output);
         const uint32_t hidden = builder_.pixels(made.height, made.width, made.channels);
-        prepare_and_convolve((name + ".conv1").c_str(), input, hidden, normed());
-        const uint32_t skip = builder_.project((name + ".skip").c_str(), input, made.channels);
+        convolve(name + ".conv1", input, hidden, normed());
+        const uint32_t skip = builder_.project(name + ".skip", input, made.channels);
         Prepared how = normed();
         how.film = film_;
         how.film_offset = film_offset;
-        prepare_and_convolve((name + ".conv2").c_str(), hidden, output, how, 1, skip);
+        convolve(name + ".conv2", hidden, output, how, 1, skip);
         return output;
     }
 
@@ -337,7 +135,7 @@ NetworkFile mlp(Random& random, uint32_t width, uint32_t depth, uint32_t classes
     const uint32_t condition = builder.condition(width);
     uint32_t h = builder.project("enter", builder.load(0), width, true, condition);
     for (uint32_t layer = 1; layer < depth; ++layer)
-        h = builder.project(("hidden." + std::to_string(layer)).c_str(), h, width, true);
+        h = builder.project("hidden." + std::to_string(layer), h, width, true);
     builder.store(builder.project("leave", h, 2));
     return builder.file();
 }
@@ -362,21 +160,23 @@ NetworkFile drawn(Random& random, int64_t operations) {
         } else if (choice == 1 && from.border <= 1) {
             made.push_back(builder.project("project", input, width(), random.once_in(2)));
         } else {
-            const auto stride = static_cast<uint32_t>(1 + random.below(2));
+            const uint32_t taps = random.once_in(3) ? 1 : 3;
+            const auto stride = static_cast<uint32_t>(taps == 1 ? 1 : 1 + random.below(2));
             Builder::Prepared how;
             how.silu = random.once_in(2);
             how.groups = random.once_in(2) ? 0 : from.channels % 2 == 0 ? 2 : 1;
             how.upsample = from.height <= 12 && random.once_in(3) ? 2 : 1;
+            if (taps == 1) how.border = static_cast<uint32_t>(random.below(2));
             if (random.once_in(3)) how.film = film;
             Buffer shape = from;
             shape.height *= how.upsample;
             shape.width *= how.upsample;
-            const Builder::Way way = builder.draw(shape, 3, stride);
+            const Builder::Way way = builder.draw(shape, taps, stride);
             how.type = way.input;
             const uint32_t output =
                 builder.pixels((shape.height - 1) / stride + 1, (shape.width - 1) / stride + 1, width());
             const uint32_t prepared = builder.prepare("prepare", input, how);
-            made.push_back(builder.convolve("convolve", prepared, output, way.algorithm, way.weights, 3, stride));
+            made.push_back(builder.convolve("convolve", prepared, output, way, taps, stride, kNone, random.once_in(2)));
         }
     }
     std::vector<uint32_t> fitting;
