@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*)
 
-.PHONY: demo test bench bench-backends bench-precision gpu-parity gpu-latency gpu-engines lint typecheck wheel examples format clean
+.PHONY: demo test bench bench-backends bench-precision gpu-parity gpu-latency gpu-engines native-tests lint typecheck wheel examples format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/native
@@ -43,6 +43,10 @@ format: $(VENV)/packages
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.cpp csrc/*.hpp csrc/*.inl
+
+# The core's own tests, plain and with sanitizers, and FUZZ_SECONDS of spoiled network files.
+native-tests: $(VENV)/packages
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/test_native.sh
 
 # mypy does not follow the package map of setup.py, so it reads the packages where they are installed.
 typecheck: $(VENV)/packages
