@@ -148,17 +148,20 @@ NetworkFile drawn(Random& random, int64_t operations) {
     const auto side = [&] { return static_cast<uint32_t>(1 + random.below(12)); };
     const auto width = [&] { return static_cast<uint32_t>(1 + random.below(40)); };
     Builder builder(random, width(), side(), side(), static_cast<uint32_t>(random.below(4)));
-    const uint32_t film = builder.condition(128);
+    uint32_t film = builder.condition(128);
     std::vector<uint32_t> made = {builder.load(static_cast<uint32_t>(random.below(3)))};
     const uint32_t state = made[0], height = builder.shape(state).height;
     for (int64_t i = 0; i < operations; ++i) {
         const uint32_t input = random.one_of(made);
         const Buffer from = builder.shape(input);
-        const auto choice = random.below(4);
+        const auto choice = random.below(5);
         if (choice == 0 && from.height <= height && from.channels % 3 == 0) {
             made.push_back(builder.attend("attend", input, 1));
         } else if (choice == 1 && from.border <= 1) {
             made.push_back(builder.project("project", input, width(), random.once_in(2)));
+        } else if (choice == 2) {
+            const uint32_t aside = builder.project("aside", film, 128);
+            film = random.once_in(2) ? film : aside;
         } else {
             const uint32_t taps = random.once_in(3) ? 1 : 3;
             const auto stride = static_cast<uint32_t>(taps == 1 ? 1 : 1 + random.below(2));

@@ -41,6 +41,7 @@ void headers_are_checked(Random& random) {
     expect_refused(random, [](NetworkFile& file) { file.operations.clear(); }, "the number of operations is 0");
 
     const std::vector<uint8_t> content = unet(random, 8, 8, true).content();
+    expect_refused({content.begin(), content.begin() + 63}, "its size is 63 bytes; expected at least 64");
     for (size_t size = 0; size < content.size(); size += size < 4096 ? 1 : 977)
         EXPECT(!refusal({content.begin(), content.begin() + static_cast<std::ptrdiff_t>(size)}).empty(),
                "cut to " + std::to_string(size));
@@ -63,7 +64,7 @@ void headers_are_checked(Random& random) {
                        h.weights_offset += 4;
                        h.weights_bytes -= 4;
                    }),
-                   "a multiple of 64");
+                   "where the weights begin is");
 }
 
 void tables_are_checked(Random& random) {

@@ -152,6 +152,8 @@ void shapes_are_checked(Random& random) {
     refused(buffer("waves", &Operation::output, [](Buffer& b) { b.height = 2; }), "output is 2x1x");
     refused([](NetworkFile& file) { file.tensors[file.named("waves").output].channels = 32; },
             "(waves): output is 1x1x32 f32; expected 1x1x");
+    refused(buffer("attention", &Operation::output, [](Buffer& b) { b.type = Type::bf16; }),
+            "output is 4x4x16 bf16; expected 4x4x16 f32");
     refused(buffer("label", &Operation::output, [](Buffer& b) { b.type = Type::bf16; }),
             "output is 1x1x16 bf16; expected 1x1x16 f32");
     refused(buffer("label", &Operation::output, [](Buffer& b) { b.width = 2; }), "output is 1x2x16 f32");
