@@ -1,7 +1,9 @@
 """Native engines: what a network is lowered to, how it is calibrated and tuned, and what is published and refused."""
 
 import mmap
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,12 +24,20 @@ from pyflow.export import calibration, export, tuning  # noqa: E402
 from pyflow.export import native as exporter  # noqa: E402
 from pyflow.export.build import Order  # noqa: E402
 from pyflow.export.lowering import lower  # noqa: E402
-from pyflow.export.ways import DIRECT_FLOAT, WAYS, WINOGRAD4_FLOAT, Layer, Way, preferring, ways  # noqa: E402
+from pyflow.export.ways import (  # noqa: E402
+    DIRECT_FLOAT,
+    WAYS,
+    WINOGRAD2_FLOAT,
+    WINOGRAD4_FLOAT,
+    Layer,
+    Way,
+    preferring,
+    ways,
+)
 from pyflow.models import lowered  # noqa: E402
 from pyflow.spec import MLP, Spec, UNet  # noqa: E402
 
 GUIDED = Spec(UNET, null_label=True)
-WINOGRAD2_FLOAT = Way(Algorithm.WINOGRAD2, Type.F32)
 BFLOAT16, INT8 = Way(Algorithm.DIRECT, Type.BF16), Way(Algorithm.DIRECT, Type.S8)
 NETWORKS = {
     "tiny": UNET,
@@ -156,7 +166,6 @@ def test_the_fastest_way_over_both_batches_wins_and_of_ways_alike_the_most_preci
         "float": {WINOGRAD4_FLOAT: (1.0, 1.0), WINOGRAD2_FLOAT: (2.0, 2.0), DIRECT_FLOAT: (3.0, 3.0)},
     }
     assert tuning.fastest(times) == {"early": BFLOAT16, "alike": BFLOAT16, "float": WINOGRAD4_FLOAT}
-    assert tuning.fastest(times, without=[WINOGRAD4_FLOAT])["float"] == WINOGRAD2_FLOAT
 
 
 class Timed:
@@ -208,6 +217,16 @@ def test_an_engine_is_proved_and_samples_as_its_checkpoint(spec, precision, tmp_
     assert main(["verify", str(tmp_path / "a.engine")]) == 0
 
 
+def test_a_damaged_network_is_refused_before_it_is_opened(engine, tmp_path, rng):
+    copy = shutil.copytree(engine, tmp_path / "copy.engine")
+    content = bytearray((copy / NETWORK).read_bytes())
+    content[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+    for damaged, said in ((content, "was swapped"), (content[:-1], "its record says"), (b"", "its record says")):
+        (copy / NETWORK).write_bytes(damaged)
+        with pytest.raises(InvalidArtefact, match=rf"network\.bin .*{said}"):
+            load(copy)
+
+
 def test_the_network_is_mapped_and_run_where_it_lies(engine):
     runner, manifest, files = engines.open_engine(engine)
     assert isinstance(runner, LoopRunner)
@@ -219,19 +238,45 @@ def test_the_network_is_mapped_and_run_where_it_lies(engine):
     np.testing.assert_array_equal(runner.run(certificate.request_of(case, manifest.spec, 0)).states, states)
 
 
-def test_weights_that_winograd_errs_with_are_computed_otherwise(monkeypatch, capsys):
-    model = network(UNET)
-    monkeypatch.setattr(tuning, "fastest", lambda times, without=(): dict.fromkeys(times, DIRECT_FLOAT))
-    exporter.build(model, GUIDED, Order())
-    assert "F(4,3)" not in capsys.readouterr().out
-    chosen = []
-    monkeypatch.setattr(exporter, "MARGIN", 1e-9)
-    monkeypatch.setattr(
-        tuning, "fastest", lambda times, without=(): chosen.append(without) or dict.fromkeys(times, DIRECT_FLOAT)
-    )
-    exporter.build(model, GUIDED, Order())
-    assert chosen == [(), (WINOGRAD4_FLOAT,)]
-    assert "F(4,3) errs too much with these weights" in capsys.readouterr().out
+@pytest.fixture
+def proofs(monkeypatch):
+    """The proofs that an export asks for, of which as many fail as `failing` says; F(4,3) is the fastest way."""
+    measure, prove, asked = tuning.measure, certificate.prove, SimpleNamespace(count=0, failing=1)
+
+    def proved(*arguments):
+        asked.count += 1
+        if asked.count <= asked.failing:
+            raise certificate.ParityError(f"proof {asked.count}")
+        return prove(*arguments)
+
+    def measured(*arguments):
+        times = measure(*arguments)
+        return {layer: {way: (n, n) for n, way in enumerate(known, 1)} for layer, known in times.items()}
+
+    monkeypatch.setattr(certificate, "prove", proved)
+    monkeypatch.setattr(tuning, "measure", measured)
+    return asked
+
+
+def test_beyond_its_bound_an_engine_is_built_again_with_its_most_precise_way(proofs, tiny_checkpoint, tmp_path, capsys):
+    algorithms = {}
+    for proofs.failing in (0, 1):
+        proofs.count = 0
+        export(tiny_checkpoint, tmp_path / "a.engine", "native")
+        content = (tmp_path / "a.engine" / NETWORK).read_bytes()
+        algorithms[proofs.failing] = {Algorithm(made["algorithm"]) for made in Reference(content).operations}
+        assert proofs.count == 1 + proofs.failing
+        assert ("built again, more precisely: proof 1" in capsys.readouterr().out) == bool(proofs.failing)
+    assert algorithms[0] == {*Algorithm}
+    assert algorithms[1] == {Algorithm.DIRECT, Algorithm.WINOGRAD2}
+
+
+@pytest.mark.parametrize(("precision", "proof"), [("fp32", 2), ("bf16", 1)])
+def test_what_stays_beyond_its_bound_is_not_published(proofs, precision, proof, tiny_checkpoint, tmp_path):
+    proofs.failing = 9
+    with pytest.raises(certificate.ParityError, match=rf"proof {proof}\. Nothing was published"):
+        export(tiny_checkpoint, tmp_path / "a.engine", "native", Order(precision=precision))
+    assert not list(tmp_path.iterdir())
 
 
 def test_info_prints_the_operations(engine, tiny_engine, tiny_checkpoint, capsys):

@@ -66,7 +66,7 @@ def export(
         certificate=None,
         plans=order.plans(spec),
     )
-    files, manifest = _prove(draft, built.files, model, order, bound or BOUNDS[order.precision], judge)
+    files, manifest = _prove(draft, built, model, order, bound or BOUNDS[order.precision], judge)
     with publish(folder, replaces=manifests.files_of(folder)) as fresh:
         for name, content in files.items():
             (fresh / name).write_bytes(content)
@@ -75,17 +75,20 @@ def export(
 
 
 def _prove(
-    draft: Manifest, files: dict[str, bytes], model: nn.Module, order: Order, bound: Bound, judge: Judging | None
+    draft: Manifest, built: Built, model: nn.Module, order: Order, bound: Bound, judge: Judging | None
 ) -> tuple[dict[str, bytes], Manifest]:
     """The files with their proof, and the manifest with its certificate."""
-    runner = engines.runner(draft, files, device=order.device)
+    runner = engines.runner(draft, built.files, device=order.device)
     progress = partial(tqdm, desc="certificate", unit="case", leave=False)
     try:
         proved, proof = certificate.prove(runner, model, draft.spec, bound, draft.plans, progress)
     except ParityError as error:
-        raise ParityError(f"{error}. Nothing was published; a layer may be exported wrongly") from None
+        if built.more_precise is None:
+            raise ParityError(f"{error}. Nothing was published; a layer may be exported wrongly") from None
+        tqdm.write(f"built again, more precisely: {error}")
+        return _prove(draft, built.more_precise(), model, order, bound, judge)
     if judge:
         proved = replace(proved, distances=judge(runner, draft.spec))
-    files = {**files, manifests.PROOF: proof}
+    files = {**built.files, manifests.PROOF: proof}
     records = {name: File(sha256(content), len(content)) for name, content in files.items()}
     return files, replace(draft, files=records, certificate=proved)

@@ -1,6 +1,6 @@
 """What is ordered of an export, what a builder gives back, and the graphs that an order asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,11 +65,15 @@ class Order:
 
 @dataclass(frozen=True)
 class Built:
-    """The files of an engine, what they need of the machine, and what made them."""
+    """The files of an engine, what they need of the machine, and what made them.
+
+    `more_precise` builds what is proved instead, where these files differ by more than the bound.
+    """
 
     files: dict[str, bytes]
     requires: dict[str, Any] = field(default_factory=dict)
     packages: Sequence[str] = ("torch",)
+    more_precise: Callable[[], "Built"] | None = None
 
 
 def shapes_of(model: nn.Module, spec: Spec, order: Order) -> dict[str, Shape]:

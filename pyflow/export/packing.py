@@ -13,7 +13,7 @@ from pyflow.engines.graph import Algorithm, Type
 
 PANEL, NARROW_PANEL = 32, 16
 STEP = {Type.F32: 1, Type.BF16: 2, Type.S8: 4}  # inputs that are multiplied together
-# G of Winograd's F(2,3): the taps g of a 3x3 convolution become the 4x4 of G g G^T.
+# G of Winograd's F(2,3): the taps g of a 3x3 convolution become the 4x4 of G g G^T, which as one row is kron(G, G) g.
 WINOGRAD2 = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 
 Floats = npt.NDArray[np.float32]
@@ -46,9 +46,9 @@ def pack(taps: Floats, bias: Floats, algorithm: Algorithm, type: Type, range: Ra
         return Packed(_panels(whole.astype(np.int8), type), _padded(bias), _padded(scales))
     if type == Type.F32:
         return Packed(_panels(flat, type), _padded(bias), None)
-    if algorithm == Algorithm.WINOGRAD2:
-        flat = (WINOGRAD2 @ taps.astype(np.float64) @ WINOGRAD2.T).reshape(*taps.shape[:2], -1)
-    return Packed(_panels(bfloat16(flat), type), _padded(bias), None)
+    winograd = np.kron(WINOGRAD2, WINOGRAD2) if algorithm == Algorithm.WINOGRAD2 else None
+    exact = flat if winograd is None else flat.astype(np.float64) @ winograd.T
+    return Packed(_panels(bfloat16(exact), type), _padded(bias), None)
 
 
 def symmetric_scales(flat: Floats) -> Floats:

@@ -1,9 +1,8 @@
 """How long each layer of a native network takes in each of its ways: the whole network runs with every way in turn."""
 
 import mmap
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
-from statistics import median
 
 from torch import nn
 from tqdm import tqdm
@@ -28,7 +27,10 @@ Times = Mapping[str, Mapping[Way, tuple[float, ...]]]
 
 
 def measure(model: nn.Module, spec: Spec, precision: str, ranges: Mapping[str, Range]) -> Times:
-    """The median of some rounds, of each layer with what prepares its input; on one thread."""
+    """The least of some rounds, of each layer with what prepares its input; on one thread.
+
+    Another process on the machine adds to a time and never takes from it: the least is what the layer itself needs.
+    """
     variants = [Variant(model, spec, precision, way, ranges) for way in WAYS[precision]]
     with tqdm(desc="tuning", unit="call", leave=False) as bar:
 
@@ -41,12 +43,9 @@ def measure(model: nn.Module, spec: Spec, precision: str, ranges: Mapping[str, R
     return {layer: _times(layer, variants) for layer in variants[0].taken}
 
 
-def fastest(times: Times, without: Collection[Way] = ()) -> dict[str, Way]:
+def fastest(times: Times) -> dict[str, Way]:
     """For each layer the way with the least sum of its times over the best ones; of ways alike, the most precise."""
-    return {
-        layer: _fastest({way: seconds for way, seconds in known.items() if way not in without})
-        for layer, known in times.items()
-    }
+    return {layer: _fastest(known) for layer, known in times.items()}
 
 
 class Variant:
@@ -97,7 +96,7 @@ def _times(layer: str, variants: list[Variant]) -> dict[Way, tuple[float, ...]]:
     for variant in variants:
         same.setdefault(variant.taken[layer], []).append(variant)
     return {
-        way: tuple(median(time for one in alike for time in one.seconds[layer, batch][1:]) for batch in BATCHES)
+        way: tuple(min(time for one in alike for time in one.seconds[layer, batch][1:]) for batch in BATCHES)
         for way, alike in same.items()
     }
 
@@ -106,4 +105,4 @@ def _fastest(times: Mapping[Way, tuple[float, ...]]) -> Way:
     best = [min(seconds) for seconds in zip(*times.values())]
     score = {way: sum(time / least for time, least in zip(seconds, best)) for way, seconds in times.items()}
     alike = [way for way in score if score[way] <= ALIKE * min(score.values())]
-    return max(alike, key=WAYS["int8"].index)  # which names all ways, the least precise first
+    return max(alike, key=WAYS["int8"].index)  # which names all ways: int8, then bfloat16, then float32
