@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,16 @@ def _bench(arguments: argparse.Namespace) -> None:
     from .latency import latency
     from .timing import machine
 
-    flow = load(arguments.source, threads=arguments.threads, device=arguments.device)
+    flow = load(arguments.source, threads=arguments.threads, device=arguments.device, profile=arguments.by_op)
     timings = latency(flow, tuple(arguments.steps), tuple(arguments.batch), arguments.guidance)
     print(f"{'steps':>6} {'batch':>6} {'median ms':>10} {'p99 ms':>9} {'ms/image':>9}")
     for (steps, batch), timing in timings.items():
         ms = 1e3 * timing.median
         print(f"{steps:6d} {batch:6d} {ms:10.2f} {1e3 * timing.p99:9.2f} {ms / batch:9.2f}")
+    if arguments.by_op:
+        spent = flow.timings.by_op
+        for name, seconds in sorted(spent.items(), key=itemgetter(1), reverse=True):
+            print(f"{seconds / sum(spent.values()):7.1%} {name}")
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
 
 
@@ -259,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 200], help="step counts")
     bench.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="batch sizes")
     bench.add_argument("--guidance", type=float, default=1.0, help="1 is none")
+    bench.add_argument("--by-op", action="store_true", help="and where a native engine spends its time")
 
     info = command("info", _info, "what an engine or a checkpoint says of itself; without one, this machine")
     info.add_argument("source", type=Path, nargs="?", default=None, help="an engine or checkpoint")

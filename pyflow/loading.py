@@ -19,12 +19,13 @@ def load(
     device: str = "cpu",
     backend: str | None = None,
     precision: str | None = None,
+    profile: bool = False,
 ) -> Flow:
     """Open an engine folder or a checkpoint folder; every file's hash is checked before the file is used.
 
     `threads` are the threads of one network call, 0 for one a physical core. `device` is where it runs: cpu, cuda, or
     for an ONNX engine tensorrt. `backend` says how a checkpoint runs, eager or compile, and on cuda `precision` in
-    what, fp32 or bf16; an engine has its own.
+    what, fp32 or bf16; an engine has its own. With `profile`, `flow.timings` tells where a native engine's time went.
     """
     folder = Path(source)
     threads = count("threads", threads, 0, THREADS_LIMIT)
@@ -32,10 +33,12 @@ def load(
         for name, given in (("backend", backend), ("precision", precision)):
             if given is not None:
                 raise InvalidInput(f"{name} is {given!r}; expected None: {folder} is an engine, which has its own")
-        runner, manifest, _ = engines.open_engine(folder, threads, device)
+        runner, manifest, _ = engines.open_engine(folder, threads, device, profile)
         identity = sha256(json_bytes({name: file.sha256 for name, file in sorted(manifest.files.items())}))
         return Flow(runner, manifest.spec, manifest.backend, identity)
     if (folder / "spec.json").is_file():
+        if profile:
+            raise InvalidInput(f"profile is True; {folder} is a checkpoint: expected an engine exported --to native")
         return _load_checkpoint(folder, threads, device, backend or "eager", precision or "fp32")
     if not folder.exists():
         raise InvalidArtefact(

@@ -28,6 +28,12 @@ class Known(NamedTuple):
     mask: np.ndarray
 
 
+class Timings(NamedTuple):
+    """Seconds of a network's operations, over all calls since the last look."""
+
+    by_op: dict[str, float]
+
+
 Callback = Callable[["Flow", int, float, dict[str, Any]], object]
 
 
@@ -43,6 +49,14 @@ class Flow:
     def __repr__(self) -> str:
         network = self.spec.network
         return f"Flow({self.backend}, shape={network.shape}, classes={network.classes}, path={self.spec.path!r})"
+
+    @property
+    def timings(self) -> Timings:
+        """Where the network's time went since this was last read; of a flow loaded with `profile=True`."""
+        take = getattr(self.runner, "take_profile", None)
+        if take is None:
+            raise InvalidInput("this flow keeps no profile; load a native engine with profile=True")
+        return Timings(take())
 
     def sample(
         self,

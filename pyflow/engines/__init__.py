@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from pyflow.artefact import Content
-from pyflow.errors import InvalidArtefact
+from pyflow.errors import InvalidArtefact, InvalidInput
 
 from . import host
 from . import manifest as manifests
@@ -15,10 +15,12 @@ from .runner import Runner
 BACKENDS = ("onnx", "aoti", "openvino", "tensorrt", "native")
 
 
-def open_engine(folder: Path, threads: int = 0, device: str = "cpu") -> tuple[Runner, Manifest, Mapping[str, Content]]:
+def open_engine(
+    folder: Path, threads: int = 0, device: str = "cpu", profile: bool = False
+) -> tuple[Runner, Manifest, Mapping[str, Content]]:
     """Refuse what can't run here, verify every file, then hand the verified bytes to the backend, and back."""
     manifest, files = _verified(folder)
-    return runner(manifest, files, threads, device), manifest, files
+    return runner(manifest, files, threads, device, profile), manifest, files
 
 
 def _verified(folder: Path) -> tuple[Manifest, Mapping[str, Content]]:
@@ -36,11 +38,16 @@ def _verified(folder: Path) -> tuple[Manifest, Mapping[str, Content]]:
         raise
 
 
-def runner(manifest: Manifest, files: Mapping[str, Content], threads: int = 0, device: str = "cpu") -> Runner:
-    """The runner of files that were verified, or made just now."""
+def runner(
+    manifest: Manifest, files: Mapping[str, Content], threads: int = 0, device: str = "cpu", profile: bool = False
+) -> Runner:
+    """The runner of files that were verified, or made just now; with `profile` it times each operation."""
     backend = import_module(f"pyflow.engines.{manifest.backend}")
+    if profile and not hasattr(backend, "open_profiled"):
+        raise InvalidInput(f"profile is True; a {manifest.backend} engine tells no operations: take a native one")
+    opens = backend.open_profiled if profile else backend.open_engine
     try:
-        opened: Runner = backend.open_engine(manifest, files, threads, device)
+        opened: Runner = opens(manifest, files, threads, device)
     except KeyError as error:
         held = ", ".join(name for name in files if name != PROOF)
         raise InvalidArtefact(f"the engine lacks {error}; it holds {held}: export it again") from error

@@ -14,18 +14,38 @@ from .runner import LoopRunner, Runner
 BACKEND = "native"
 
 
+class ProfiledRunner(LoopRunner):
+    """A loop that knows where the time of its network went."""
+
+    denoiser: native.NetworkDenoiser
+
+    def take_profile(self) -> dict[str, float]:
+        """Seconds by operation, of all calls since the last look."""
+        return {name: seconds for name, _, _, seconds, _ in self.denoiser.take_profile()}
+
+
 def open_engine(manifest: Manifest, files: Mapping[str, Content], threads: int, device: str) -> Runner:
+    return LoopRunner(_denoiser(manifest, files, threads, device, profile=False))
+
+
+def open_profiled(manifest: Manifest, files: Mapping[str, Content], threads: int, device: str) -> Runner:
+    return ProfiledRunner(_denoiser(manifest, files, threads, device, profile=True))
+
+
+def _denoiser(
+    manifest: Manifest, files: Mapping[str, Content], threads: int, device: str, profile: bool
+) -> native.NetworkDenoiser:
     if device != "cpu":
         raise InvalidInput(f"device is {device!r}; a native engine runs on 'cpu': for a GPU take --to tensorrt")
     if manifest.what != DENOISER:
         raise InvalidArtefact(f"the engine is a native {manifest.what}; expected a {DENOISER}: export it again")
-    denoiser, shape = native.network_denoiser(files[NETWORK], threads), manifest.spec.network.shape
+    denoiser, shape = native.network_denoiser(files[NETWORK], threads, profile=profile), manifest.spec.network.shape
     if denoiser.shape != shape or set(denoiser.inputs) != set(manifest.inputs):
         raise InvalidArtefact(
             f"the network takes {denoiser.inputs} and makes {denoiser.shape}, its manifest says "
             f"{manifest.inputs} and {shape}; export it again"
         )
-    return LoopRunner(denoiser)
+    return denoiser
 
 
 def operations(folder: Path | None) -> str:
