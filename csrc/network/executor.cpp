@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -20,6 +21,15 @@ namespace {
 constexpr int64_t kLargestGroup = 16;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Of a thread, for that much work; no more than a network without any arithmetic has memory for.
+int64_t least_pictures(const Graph& graph, const Schedule& schedule, double least_work) {
+    constexpr double most = 256;
+    double work = 1.0;
+    for (const Stage& stage : schedule.stages)
+        for (uint32_t index : stage.operations) work += arithmetic(graph, graph.operations[index]);
+    return static_cast<int64_t>(std::clamp(std::ceil(least_work / work), 1.0, most));
+}
 
 // Every byte 255, a NaN in each type of float, until written: a value that nobody wrote shows in the picture.
 class Arena {
@@ -206,12 +216,13 @@ class NetworkBound final : public Bound {
 }  // namespace
 
 NetworkDenoiser::NetworkDenoiser(const void* bytes, size_t size, std::shared_ptr<const void> owner, Isa isa,
-                                 int threads, bool profile)
+                                 int threads, bool profile, double least_work)
     : owner_(std::move(owner)),
       graph_(parse(bytes, size)),
       schedule_(network::schedule(graph_)),
       kernels_(network::kernels(isa)),
       profile_(profile),
+      least_pictures_(least_pictures(graph_, schedule_, least_work)),
       threads_(threads),
       spent_(profile ? graph_.operations.size() : 0) {
     const Header& header = graph_.header;
@@ -226,10 +237,10 @@ Cut NetworkDenoiser::cut(int64_t batch, int64_t conditions) const {
     if (batch < 1) throw InvalidInput("batch is " + std::to_string(batch) + "; expected 1 or more");
     Cut made{};
     // As many groups for each thread, and none larger than another by more than a picture.
-    const int64_t rounds = divide_up(divide_up(batch, threads_.count()), kLargestGroup);
-    made.groups = std::min(batch, rounds * threads_.count());
+    made.workspaces = std::clamp<int64_t>(batch / least_pictures_, 1, threads_.count());
+    const int64_t most = std::max(kLargestGroup, least_pictures_);
+    made.groups = divide_up(batch, made.workspaces * most) * made.workspaces;
     made.largest = divide_up(batch, made.groups);
-    made.workspaces = std::min<int64_t>(made.groups, threads_.count());
     made.chunks = default_chunks(graph_, schedule_, made.largest);
     made.layout = lay_out(graph_, schedule_, made.largest, made.chunks, conditions);
 

@@ -80,8 +80,9 @@ struct Batch {
     std::vector<int64_t> label;
 };
 
+// Every picture is worth a thread.
 std::unique_ptr<NetworkDenoiser> denoiser_of(const File& file, Isa isa, int threads, bool profile = false) {
-    return std::make_unique<NetworkDenoiser>(file.data(), file.size(), nullptr, isa, threads, profile);
+    return std::make_unique<NetworkDenoiser>(file.data(), file.size(), nullptr, isa, threads, profile, 0.0);
 }
 
 void expect_same(const std::vector<float>& came, const std::vector<float>& expected, const std::string& what) {
