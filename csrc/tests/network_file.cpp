@@ -12,9 +12,9 @@ using namespace network;
 namespace {
 
 template <class Record>
-void append(std::vector<uint8_t>& content, const Record* records, size_t count) {
-    const auto* bytes = reinterpret_cast<const uint8_t*>(records);
-    content.insert(content.end(), bytes, bytes + count * sizeof(Record));
+uint8_t* write(const std::vector<Record>& records, uint8_t* to) {
+    const auto* bytes = reinterpret_cast<const uint8_t*>(records.data());
+    return std::copy(bytes, bytes + records.size() * sizeof(Record), to);
 }
 
 class UNet {
@@ -113,13 +113,10 @@ std::vector<uint8_t> NetworkFile::content() const {
                           operations.size() * sizeof(Operation);
     written.weights_offset = (tables + 63) / 64 * 64;
     written.weights_bytes = weights.size();
-    std::vector<uint8_t> content;
-    append(content, &written, 1);
-    append(content, buffers.data(), buffers.size());
-    append(content, tensors.data(), tensors.size());
-    append(content, operations.data(), operations.size());
-    content.resize(written.weights_offset);
-    append(content, weights.data(), weights.size());
+    std::vector<uint8_t> content(written.weights_offset + weights.size());
+    uint8_t* to = write(std::vector<Header>{written}, content.data());
+    write(operations, write(tensors, write(buffers, to)));
+    write(weights, content.data() + written.weights_offset);
     return content;
 }
 
