@@ -12,7 +12,7 @@
 
 #include "../errors.hpp"
 #include "../network/executor.hpp"
-#include "network_file.hpp"
+#include "network_builder.hpp"
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && defined(__GLIBC__)
 #define PYFLOW_COUNTS_ALLOCATIONS 1
@@ -80,6 +80,24 @@ struct Batch {
     std::vector<int64_t> label;
 };
 
+// What the last stage reads was made by the first: a sum's other tensor, and a prepared one. A group's pictures are
+// more than a chunk's.
+NetworkFile across_stages(Random& random) {
+    Builder builder(random, 3, 16, 16, 2);
+    Builder::Prepared filmed, raised;
+    filmed.border = 0;
+    filmed.film = builder.condition(32);
+    raised.upsample = 2;
+    const uint32_t early = builder.project("early", builder.project("wide", builder.load(0), 64), 16);
+    const uint32_t kept = builder.prepare("kept", early, filmed);
+    const uint32_t down =
+        builder.convolve("down", builder.prepare("down.in", early, {}), builder.pixels(8, 8, 16), {}, 3, 2);
+    const uint32_t up =
+        builder.convolve("up", builder.prepare("up.in", down, raised), builder.pixels(16, 16, 16), {}, 3, 1, early);
+    builder.store(builder.project("leave", kept, 3, false, builder.project("narrow", up, 3)));
+    return builder.file();
+}
+
 // Every picture is worth a thread.
 std::unique_ptr<NetworkDenoiser> denoiser_of(const File& file, Isa isa, int threads, bool profile = false) {
     return std::make_unique<NetworkDenoiser>(file.data(), file.size(), nullptr, isa, threads, profile, 0.0);
@@ -121,6 +139,20 @@ void test_predictions_belong_to_the_picture(const NetworkFile& network, Random& 
                 }
             }
         }
+}
+
+void test_times_may_change_their_kind(const NetworkFile& network, Random& random) {
+    const File file(network.content());
+    const auto denoiser = denoiser_of(file, supported_isas().back(), 2);
+    Batch batch(random, network.header, 7, false);
+    const auto bound = denoiser->bind(batch.part(0, 7));
+    bound->run();
+    std::fill(batch.s.begin(), batch.s.end(), 0.25f);
+    std::fill(batch.t.begin(), batch.t.end(), 0.75f);
+    const std::vector<float> expected = alone(*denoiser, batch);
+    batch.poison();
+    bound->run();
+    expect_same(batch.out, expected, "one time after times of their own");
 }
 
 void test_many_callers(const NetworkFile& network, Random& random) {
@@ -244,6 +276,7 @@ void count_inside(void* context, int64_t piece) {
 void fail_at_two(void* context, int64_t piece) {
     count(context, piece);
     if (piece == 2) throw InvalidInput("piece 2");
+    if (piece > 2) std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
 // Ends when two threads are in it at once.
@@ -264,16 +297,19 @@ void test_threads() {
             threads.parallel(pieces, count_inside, &outer);
             outer.expect_once();
         }
-        Tally tally(4);
-        const std::string said = thrown<InvalidInput>([&] { threads.parallel(4, fail_at_two, &tally); });
+        Tally tally(2000);
+        const std::string said = thrown<InvalidInput>([&] { threads.parallel(2000, fail_at_two, &tally); });
         EXPECT(said == "piece 2", said);
+        EXPECT(tally.calls.back() == 0, "after a failure all pieces were worked on");
         Tally after(4);
         threads.parallel(4, count, &after);
         after.expect_once();
     }
     Threads two(2);
-    Tally meeting(2);
-    two.parallel(2, meet, &meeting);
+    for (int again = 0; again < 3; ++again) {
+        Tally meeting(2);
+        two.parallel(2, meet, &meeting);
+    }
     EXPECT(Threads(0).count() >= 1, "no processor");
 
     // Threads do not survive a fork: the child works alone, and ends.
@@ -301,8 +337,10 @@ int main(int arguments, char** argument) {
     Random random(seed_of(arguments, argument));
     test_threads();
     const NetworkFile points = mlp(random, 40, 3, 4), pictures = unet(random, 8, 8, false), any = any_network(random);
+    test_predictions_belong_to_the_picture(across_stages(random), random);
     for (const NetworkFile* network : {&points, &pictures, &any}) {
         test_predictions_belong_to_the_picture(*network, random);
+        test_times_may_change_their_kind(*network, random);
         test_many_callers(*network, random);
         test_a_run_allocates_nothing(*network, random);
         test_the_profile(*network, random);
