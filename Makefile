@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*)
+CORE := $(wildcard csrc/*.?pp csrc/*.inl csrc/*/*.?pp csrc/*/*.inl)
+NATIVE := CMakeLists.txt setup.py $(filter-out csrc/tests/%,$(CORE))
 
-.PHONY: demo test bench bench-backends bench-cpu bench-precision gpu-parity gpu-latency gpu-engines native-tests lint typecheck wheel examples format clean
+.PHONY: demo test native-tests bench bench-backends bench-cpu bench-precision gpu-parity gpu-latency gpu-engines lint \
+  typecheck wheel examples format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/native
@@ -41,12 +43,12 @@ examples: $(VENV)/native
 lint: $(VENV)/packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*.cpp csrc/*.hpp csrc/*.inl
+	$(BIN)/clang-format --dry-run -Werror $(CORE)
 
 format: $(VENV)/packages
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.cpp csrc/*.hpp csrc/*.inl
+	$(BIN)/clang-format -i $(CORE)
 
 # The core's own tests, plain and with sanitizers, and FUZZ_SECONDS of spoiled network files.
 native-tests: $(VENV)/packages
