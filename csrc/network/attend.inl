@@ -1,19 +1,22 @@
 // softmax(q k^T / sqrt(d)) v of each picture and head. Keys and values are packed as weights, so that both products are
 // those of gemm.inl.
 
-PYFLOW_INLINE const float* token_at(const View& view, int64_t n, int64_t token) {
+PYFLOW_INLINE float* token_at(const View& view, int64_t n, int64_t token) {
+    if (view.row == view.width * view.pixel) return view.at<float>(n, 0, 0) + token * view.pixel;
     return view.at<float>(n, token / view.width, token % view.width);
 }
 
 // Token j is column j.
 inline void pack_keys(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, float* to) {
     for (int64_t begin = 0; begin < sizes.tokens; begin += kPanel) {
-        const int64_t width = width_of(sizes.tokens - begin);
-        for (int64_t j = 0; j < width; ++j) {
-            const bool padding = begin + j >= sizes.tokens;
-            const float* key = padding ? nullptr : token_at(a.input, n, begin + j) + channel;
-            for (int64_t k = 0; k < sizes.features; ++k) to[k * width + j] = padding ? 0.0f : key[k];
+        const int64_t left = sizes.tokens - begin, width = width_of(left), count = left < width ? left : width;
+        for (int64_t j = 0; j < count; ++j) {
+            const float* key = token_at(a.input, n, begin + j) + channel;
+#pragma GCC unroll 8
+            for (int64_t k = 0; k < sizes.features; ++k) to[k * width + j] = key[k];
         }
+        for (int64_t j = count; j < width; ++j)
+            for (int64_t k = 0; k < sizes.features; ++k) to[k * width + j] = 0.0f;
         to += width * sizes.features;
     }
 }
@@ -39,15 +42,20 @@ inline void scale_vector(const float* from, V scale, int64_t size, float* to) {
     }
 }
 
-// In place e^(score - the largest) of `tokens` scores in whole vectors, and their sum. A NaN among them makes it one.
-inline float exponentials(float* scores, int64_t tokens) {
-    const int64_t size = (tokens + kLanes - 1) / kLanes * kLanes;
-    for (int64_t i = tokens; i < size; ++i) scores[i] = -__builtin_inff();
-    V most = load(scores), total = set(0.0f);
+// The largest of `tokens` scores. Their last vector is filled up with scores that count for nothing.
+inline float largest_score(float* scores, int64_t tokens) {
+    int64_t size = tokens;
+    while (size % kLanes != 0) scores[size++] = -__builtin_inff();
+    V most = load(scores);
     for (int64_t i = kLanes; i < size; i += kLanes) most = max(most, load(scores + i));
-    const V top = set(largest(most));
-    for (int64_t i = 0; i < size; i += kLanes) {
-        const V value = exponential(load(scores + i) - top);
+    return largest(most);
+}
+
+// In place e^(score - top), and their sum. A NaN among them makes it one.
+inline float exponentials(float* scores, int64_t tokens, float top) {
+    V total = set(0.0f);
+    for (int64_t i = 0; i < tokens; i += kLanes) {
+        const V value = exponential(load(scores + i) - set(top));
         total = total + value;
         store(scores + i, value);
     }
@@ -83,23 +91,21 @@ inline void attend_head(const Attend& a, int64_t n, int64_t head, const AttendSc
     mix.out_row = sizes.result_row();
     mix.columns = features;
 
-    // Scores beyond the last token count for nothing; the products leave them as they are.
-    for (int64_t row = 0; row < sizes.block; ++row)
-        for (int64_t i = sizes.tokens; i < sizes.score_row(); ++i)
-            scores[row * sizes.score_row() + i] = -__builtin_inff();
     const V scale = set(1.0f / __builtin_sqrtf(static_cast<float>(features)));
     for (int64_t first = 0; first < sizes.tokens; first += sizes.block) {
         const int64_t count = sizes.tokens - first < sizes.block ? sizes.tokens - first : sizes.block;
         for (int64_t row = 0; row < count; ++row)
             scale_vector(token_at(a.input, n, first + row) + channel, scale, features, queries + row * features);
         multiply<F32>(score, count);
+        // In two loops: within a row each step waits for the one before.
         for (int64_t row = 0; row < count; ++row)
-            sums[row] = exponentials(scores + row * sizes.score_row(), sizes.tokens);
+            sums[row] = largest_score(scores + row * sizes.score_row(), sizes.tokens);
+        for (int64_t row = 0; row < count; ++row)
+            sums[row] = exponentials(scores + row * sizes.score_row(), sizes.tokens, sums[row]);
         multiply<F32>(mix, count);
         for (int64_t row = 0; row < count; ++row)
-            scale_vector(
-                results + row * sizes.result_row(), set(1.0f / sums[row]), features,
-                a.output.at<float>(n, (first + row) / a.output.width, (first + row) % a.output.width) + channel);
+            scale_vector(results + row * sizes.result_row(), set(1.0f / sums[row]), features,
+                         token_at(a.output, n, first + row) + channel);
     }
 }
 

@@ -181,8 +181,7 @@ struct AsU8 {
     explicit AsU8(const Prepare& p)
         : inverse(set(1.0f / p.scale)), offset(set(static_cast<float>(p.zero))), zero(static_cast<uint8_t>(p.zero)) {}
     PYFLOW_INLINE void put(uint8_t* to, V value, int64_t lanes) const {
-        const V whole = round(value * inverse) + offset;
-        store_u8(to, min(max(set(0.0f), whole), set(255.0f)), lanes);
+        store_u8(to, min(max(set(0.0f), fma(value, inverse, offset)), set(255.0f)), lanes);
     }
     V inverse, offset;
     uint8_t zero;
@@ -209,42 +208,51 @@ inline void fill_border(const View& view, int64_t n, Number value) {
     }
 }
 
-template <class As, bool with_silu>
-inline void write_pixels(const Prepare& p, const As& as, int64_t n, const PrepareRows& rows) {
-    const int64_t channels = p.input.channels, whole = channels / kLanes * kLanes, copies = p.upsample;
+// Some channels of a pixel, `copies` times in a row.
+template <class As, bool with_silu, int copies>
+PYFLOW_INLINE void write_channels(const As& as, const float* from, const float* scale, const float* shift,
+                                  int64_t lanes, typename As::Number* to, int64_t pixel) {
+    V value = fma(load_lanes(from, lanes), load_lanes(scale, lanes), load_lanes(shift, lanes));
+    if (with_silu) value = silu(value);
+#pragma GCC unroll 2
+    for (int copy = 0; copy < copies; ++copy) as.put(to + copy * pixel, value, lanes);
+}
+
+template <class As, bool with_silu, int copies>
+inline void write_picture(const Prepare& p, const As& as, int64_t n, const PrepareRows& rows) {
+    const int64_t channels = p.input.channels, whole = channels / kLanes * kLanes, pixel = p.output.pixel;
+    const float *scale = rows.scale, *shift = rows.shift;
     for (int64_t y = 0; y < p.output.height; ++y) {
         const float* from = p.input.at<float>(n, y / copies, 0);
         auto* to = p.output.at<typename As::Number>(n, y, 0);
-        for (int64_t x = 0; x < p.input.width; ++x, from += p.input.pixel, to += copies * p.output.pixel) {
-            for (int64_t c = 0; c < whole; c += kLanes) {
-                V value = fma(load(from + c), load(rows.scale + c), load(rows.shift + c));
-                if (with_silu) value = silu(value);
-                for (int64_t copy = 0; copy < copies; ++copy) as.put(to + copy * p.output.pixel + c, value, kLanes);
-            }
-            if (whole < channels) {
-                const int64_t lanes = channels - whole;
-                V value = fma(load_some(from + whole, lanes), load_some(rows.scale + whole, lanes),
-                              load_some(rows.shift + whole, lanes));
-                if (with_silu) value = silu(value);
-                for (int64_t copy = 0; copy < copies; ++copy) as.put(to + copy * p.output.pixel + whole, value, lanes);
-            }
+        for (int64_t x = 0; x < p.input.width; ++x, from += p.input.pixel, to += copies * pixel) {
+            for (int64_t c = 0; c < whole; c += kLanes)
+                write_channels<As, with_silu, copies>(as, from + c, scale + c, shift + c, kLanes, to + c, pixel);
+            if (whole < channels)
+                write_channels<As, with_silu, copies>(as, from + whole, scale + whole, shift + whole, channels - whole,
+                                                      to + whole, pixel);
         }
     }
 }
 
-template <class As>
-inline void prepare_as(const Prepare& p) {
+template <class As, bool with_silu>
+inline void prepare_pictures(const Prepare& p) {
     const PrepareRows rows(p);
     const As as(p);
     for (int64_t n = 0; n < p.pictures; ++n) {
         if (p.groups > 0) picture_moments(p, n, rows);
         if (n == 0 || p.groups > 0 || p.film) fold(p, n, rows);
         fill_border(p.output, n, as.zero);
-        if (p.silu)
-            write_pixels<As, true>(p, as, n, rows);
+        if (p.upsample == 1)
+            write_picture<As, with_silu, 1>(p, as, n, rows);
         else
-            write_pixels<As, false>(p, as, n, rows);
+            write_picture<As, with_silu, 2>(p, as, n, rows);
     }
+}
+
+template <class As>
+inline void prepare_as(const Prepare& p) {
+    return p.silu ? prepare_pictures<As, true>(p) : prepare_pictures<As, false>(p);
 }
 
 inline void prepare(const Prepare& p) {

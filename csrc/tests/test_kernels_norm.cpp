@@ -153,10 +153,10 @@ void prepare_works_each_picture_alone(Random& random, Isa isa) {
     }
 }
 
-// Without fused multiply-adds one more rounding of a value of 1000 remains.
+// Without fused multiply-adds two more roundings of a value of 1000 remain.
 void norms_keep_their_digits(Random& random, Isa isa) {
     for (const bool outlier : {false, true}) {
-        PrepareCase made(random, 32, 32, 64, 8, 1, Type::f32, false, false);
+        PrepareCase made(random, 32, 32, 64, outlier ? 8 : 64, 1, Type::f32, false, false);
         made.input.fill([&] { return outlier ? random.around_zero(1.0f) : 100.0f + random.around_zero(0.1f); });
         for (int64_t c = 0; c < 64; ++c) {
             if (outlier) made.input.at(0, 0, 0, c) = 100.0f;
@@ -170,7 +170,7 @@ void norms_keep_their_digits(Random& random, Isa isa) {
             if (n) return;
             const double value = wanted[static_cast<size_t>((y * 32 + x) * 64 + c)],
                          came = made.output.value(n, y, x, c);
-            const double most = outlier ? 1e-6 * (1.0 + std::abs(value)) : isa == Isa::scalar ? 1.5e-4 : 1e-4;
+            const double most = outlier ? 1e-6 * (1.0 + std::abs(value)) : isa == Isa::scalar ? 2e-4 : 1e-4;
             EXPECT(std::abs(came - value) <= most, std::to_string(came) + " instead of " + std::to_string(value));
         });
     }
