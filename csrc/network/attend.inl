@@ -51,11 +51,13 @@ inline float largest_score(float* scores, int64_t tokens) {
     return largest(most);
 }
 
-// In place e^(score - top), and their sum. A NaN among them makes it one.
+// In place e^(score - top), and their sum. A NaN among them makes it one. The rounding of top * log2(e) is a factor that
+// all of a row have in common, which the division by their sum takes out.
 inline float exponentials(float* scores, int64_t tokens, float top) {
+    const V log2_e = set(1.44269504f), shift = set(top) * log2_e, least = set(-126.0f);
     V total = set(0.0f);
     for (int64_t i = 0; i < tokens; i += kLanes) {
-        const V value = exponential(load(scores + i) - set(top));
+        const V value = power_of_two(max(least, fma(load(scores + i), log2_e, set(0.0f) - shift)));
         total = total + value;
         store(scores + i, value);
     }
