@@ -6,17 +6,38 @@ PYFLOW_INLINE float* token_at(const View& view, int64_t n, int64_t token) {
     return view.at<float>(n, token / view.width, token % view.width);
 }
 
+PYFLOW_INLINE void put(float* to, float value) { *to = value; }
+PYFLOW_INLINE void put(uint16_t* to, float value) { store_bf16(to, set(value), 1); }
+PYFLOW_INLINE void put(float* to, V value, int64_t lanes) { store_lanes(to, value, lanes); }
+PYFLOW_INLINE void put(uint16_t* to, V value, int64_t lanes) { store_bf16(to, value, lanes); }
+
+// What the rows and columns of a product hold: one float32 of a step, or two bfloat16.
+template <class P>
+struct Numbers;
+template <>
+struct Numbers<F32> {
+    using Number = float;
+    static constexpr int64_t a_step = 1;
+};
+template <>
+struct Numbers<BF16> {
+    using Number = uint16_t;
+    static constexpr int64_t a_step = 2;
+};
+
 // Token j is column j.
-inline void pack_keys(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, float* to) {
+template <class P>
+inline void pack_keys(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes,
+                      typename Numbers<P>::Number* to) {
+    constexpr int64_t together = Numbers<P>::a_step;
     for (int64_t begin = 0; begin < sizes.tokens; begin += kPanel) {
         const int64_t left = sizes.tokens - begin, width = width_of(left), count = left < width ? left : width;
-        for (int64_t j = 0; j < count; ++j) {
-            const float* key = token_at(a.input, n, begin + j) + channel;
+        for (int64_t j = 0; j < width; ++j) {
+            const float* key = j < count ? token_at(a.input, n, begin + j) + channel : nullptr;
 #pragma GCC unroll 8
-            for (int64_t k = 0; k < sizes.features; ++k) to[k * width + j] = key[k];
+            for (int64_t k = 0; k < sizes.features; ++k)
+                put(to + (k / together * width + j) * together + k % together, key ? key[k] : 0.0f);
         }
-        for (int64_t j = count; j < width; ++j)
-            for (int64_t k = 0; k < sizes.features; ++k) to[k * width + j] = 0.0f;
         to += width * sizes.features;
     }
 }
@@ -34,11 +55,22 @@ inline void pack_values(const Attend& a, int64_t n, int64_t channel, const Atten
         }
     }
 }
+inline void pack_values(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, uint16_t* to) {
+    for (int64_t begin = 0; begin < sizes.features; begin += kPanel) {
+        const int64_t left = sizes.features - begin, width = width_of(left);
+        for (int64_t token = 0; token < sizes.tokens; token += 2, to += 2 * width)
+            for (int64_t k = 0; k < 2; ++k) {
+                const float* value = token_at(a.input, n, token + k) + channel + begin;
+                for (int64_t j = 0; j < width; ++j) put(to + 2 * j + k, j < left ? value[j] : 0.0f);
+            }
+    }
+}
 
-inline void scale_vector(const float* from, V scale, int64_t size, float* to) {
+template <class Number>
+inline void scale_vector(const float* from, V scale, int64_t size, Number* to) {
     for (int64_t i = 0; i < size; i += kLanes) {
         const int64_t lanes = lanes_of(size - i);
-        store_lanes(to + i, load_lanes(from + i, lanes) * scale, lanes);
+        put(to + i, load_lanes(from + i, lanes) * scale, lanes);
     }
 }
 
@@ -51,44 +83,50 @@ inline float largest_score(float* scores, int64_t tokens) {
     return largest(most);
 }
 
-// In place e^(score - top), and their sum. A NaN among them makes it one. The rounding of top * log2(e) is a factor that
-// all of a row have in common, which the division by their sum takes out.
+// e^(score - top) in the place of the scores, and their sum. A NaN among them makes it one. The rounding of top *
+// log2(e) is a factor that all of a row have in common, which the division by their sum takes out.
+template <class Number>
 inline float exponentials(float* scores, int64_t tokens, float top) {
+    auto* to = reinterpret_cast<Number*>(scores);
     const V log2_e = set(1.44269504f), shift = set(top) * log2_e, least = set(-126.0f);
     V total = set(0.0f);
     for (int64_t i = 0; i < tokens; i += kLanes) {
         const V value = power_of_two(max(least, fma(load(scores + i), log2_e, set(0.0f) - shift)));
         total = total + value;
-        store(scores + i, value);
+        put(to + i, value, kLanes);
     }
     return sum(total);
 }
 
+template <class P>
 inline void attend_head(const Attend& a, int64_t n, int64_t head, const AttendScratch& sizes) {
+    using Number = typename Numbers<P>::Number;
+    constexpr int64_t a_step = Numbers<P>::a_step;
     const int64_t channels = a.output.channels, features = sizes.features, channel = head * features;
     auto* keys = static_cast<float*>(a.scratch);
-    float *values = keys + sizes.keys(), *queries = values + sizes.values(), *scores = queries + sizes.queries();
+    float *values = keys + sizes.keys(), *scores = values + sizes.values() + sizes.queries();
+    auto* queries = reinterpret_cast<Number*>(values + sizes.values());
     float *results = scores + sizes.scores(), *sums = results + sizes.results();
-    pack_keys(a, n, channels + channel, sizes, keys);
-    pack_values(a, n, 2 * channels + channel, sizes, values);
+    pack_keys<P>(a, n, channels + channel, sizes, reinterpret_cast<Number*>(keys));
+    pack_values(a, n, 2 * channels + channel, sizes, reinterpret_cast<Number*>(values));
 
     constexpr int64_t no_offset = 0;
     Product score{}, mix{};
     score.taps = mix.taps = &no_offset;
     score.tap_count = mix.tap_count = 1;
+    score.steps = features / a_step;
     score.a = reinterpret_cast<const uint8_t*>(queries);
-    score.a_row = features * kStep;
-    score.steps = features;
+    score.a_row = score.steps * kStep;
     score.weights = reinterpret_cast<const uint8_t*>(keys);
-    score.panel_bytes = features * kPanel * kStep;
+    score.panel_bytes = score.steps * kPanel * kStep;
     score.out = scores;
     score.out_row = sizes.score_row();
     score.columns = sizes.tokens;
+    mix.steps = sizes.tokens / a_step;
     mix.a = reinterpret_cast<const uint8_t*>(scores);
-    mix.a_row = sizes.score_row() * kStep;
-    mix.steps = sizes.tokens;
+    mix.a_row = sizes.score_row() * static_cast<int64_t>(sizeof(float));
     mix.weights = reinterpret_cast<const uint8_t*>(values);
-    mix.panel_bytes = sizes.tokens * kPanel * kStep;
+    mix.panel_bytes = mix.steps * kPanel * kStep;
     mix.out = results;
     mix.out_row = sizes.result_row();
     mix.columns = features;
@@ -98,21 +136,30 @@ inline void attend_head(const Attend& a, int64_t n, int64_t head, const AttendSc
         const int64_t count = sizes.tokens - first < sizes.block ? sizes.tokens - first : sizes.block;
         for (int64_t row = 0; row < count; ++row)
             scale_vector(token_at(a.input, n, first + row) + channel, scale, features, queries + row * features);
-        multiply<F32>(score, count);
+        multiply<P>(score, count);
         // In two loops: within a row each step waits for the one before.
         for (int64_t row = 0; row < count; ++row)
             sums[row] = largest_score(scores + row * sizes.score_row(), sizes.tokens);
         for (int64_t row = 0; row < count; ++row)
-            sums[row] = exponentials(scores + row * sizes.score_row(), sizes.tokens, sums[row]);
-        multiply<F32>(mix, count);
+            sums[row] = exponentials<Number>(scores + row * sizes.score_row(), sizes.tokens, sums[row]);
+        multiply<P>(mix, count);
         for (int64_t row = 0; row < count; ++row)
             scale_vector(results + row * sizes.result_row(), set(1.0f / sums[row]), features,
                          token_at(a.output, n, first + row) + channel);
     }
 }
 
-inline void attend(const Attend& a) {
+template <class P>
+inline void attend_pictures(const Attend& a) {
     const AttendScratch sizes(a.input.height * a.input.width, a.output.channels / a.heads);
     for (int64_t n = 0; n < a.pictures; ++n)
-        for (int64_t head = 0; head < a.heads; ++head) attend_head(a, n, head, sizes);
+        for (int64_t head = 0; head < a.heads; ++head) attend_head<P>(a, n, head, sizes);
+}
+
+inline void attend(const Attend& a) {
+#if PYFLOW_LEVEL == 4
+    return a.products == Type::bf16 ? attend_pictures<BF16>(a) : avx512::attend(a);
+#else
+    return a.products == Type::bf16 ? attend_pictures<BF16>(a) : attend_pictures<F32>(a);
+#endif
 }

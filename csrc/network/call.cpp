@@ -90,7 +90,7 @@ Call::Call(const Graph& graph, const Schedule& schedule, const Layout& layout, u
             convolve_.scratch = memory.scratch;
             break;
         case Kind::attend:
-            attend_ = {input, output, 0, operation.heads, memory.scratch};
+            attend_ = {input, output, 0, operation.heads, memory.scratch, operation.weights_type};
             break;
         case Kind::store:
             copy_ = {memory.out, input, 0};

@@ -250,6 +250,12 @@ class Checker {
         expect_shape("input", operation.input, {output.height, output.width, 3 * output.channels, Type::f32});
         if (operation.heads == 0 || output.channels % operation.heads != 0)
             refuse(what("heads"), text_of(operation.heads), "a divisor of " + text_of(output.channels));
+        const Type products = operation.weights_type;
+        expect(products == Type::f32 || products == Type::bf16, "products", static_cast<uint32_t>(products),
+               "f32 or bf16");
+        const bool pairs = output.height * output.width % 2 == 0 && output.channels / operation.heads % 2 == 0;
+        expect(pairs || products == Type::f32, "output", output.text(),
+               "pixels and a head's channels in pairs, for bf16");
     }
 
     // Whether the tensor is of conditions.

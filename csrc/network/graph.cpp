@@ -74,7 +74,8 @@ std::string what_it_does(const Graph& graph, const Operation& operation) {
         case Kind::label:
             return "of " + number(graph.header.classes) + " classes and none";
         case Kind::attend:
-            return "of " + number(operation.heads) + (operation.heads == 1 ? " head" : " heads");
+            return "of " + number(operation.heads) + (operation.heads == 1 ? " head " : " heads ") +
+                   name_of(operation.weights_type);
         case Kind::prepare:
             add(operation.groups > 0, "norm " + number(operation.groups));
             add(operation.other != kNone, "+film");

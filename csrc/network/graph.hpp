@@ -16,9 +16,9 @@ enum class Kind : uint32_t { load, waves, label, prepare, convolve, attend, stor
 // How a 3x3 convolution of stride 1 is computed; everything else is direct.
 enum class Algorithm : uint32_t { direct, winograd2, winograd4 };
 
-constexpr uint32_t kNone = 0xffffffff;             // no such tensor
-constexpr uint64_t kNoWeights = ~uint64_t{0};      // no such weights
-constexpr int64_t kPanel = 32;                     // output channels of a panel of packed weights; the last may have 16
+constexpr uint32_t kNone = 0xffffffff;         // no such tensor
+constexpr uint64_t kNoWeights = ~uint64_t{0};  // no such weights
+constexpr int64_t kPanel = 32;                 // output channels of a panel of packed weights; the last may have 16
 constexpr int64_t kNarrowPanel = 16;
 
 // The memory of one activation: NHWC, `border` pixels of padding on each side of each picture, for one picture.
@@ -26,8 +26,8 @@ struct Buffer {
     uint32_t height, width, channels, border;
     Type type;
 
-    int64_t row() const { return int64_t{channels} * (width + 2 * border); }       // elements from one row to the next
-    int64_t picture() const { return row() * (height + 2 * border); }              // elements of one picture
+    int64_t row() const { return int64_t{channels} * (width + 2 * border); }  // elements from one row to the next
+    int64_t picture() const { return row() * (height + 2 * border); }         // elements of one picture
 };
 
 // Channels of a buffer: two tensors side by side in one buffer are a concatenation that nobody has to make.
@@ -41,12 +41,14 @@ struct Tensor {
 //   label     output <- row `label` of the table at `weights`, (classes+1, channels)
 //   prepare   output <- cast(upsample(silu?(film?(norm?(input))))), borders zero (the `zero` of a u8 output)
 //             norm when groups > 0: `weights` gamma[channels], `bias` beta[channels], `epsilon`
-//             film when other is a tensor: y*(1+scale)+shift, scale = other[film_offset + c], shift = scale's + channels
-//             u8: clamp(round(y / scale) + zero, 0, 255)
+//             film when other is a tensor: y*(1+scale)+shift, scale = other[film_offset + c], shift = scale's +
+//             channels u8: clamp(round(y / scale) + zero, 0, 255)
 //   convolve  output (f32) <- act(taps x taps convolution of input + bias + other); input's type says the arithmetic
 //             (with winograd2 an f32 input and bf16 weights too). A linear layer is a 1x1 convolution of a 1x1 picture.
 //             int8: out = sum * scales[c] + bias[c], the input's zero point being folded into bias by the exporter
-//   attend    output (f32, channels) <- attention over all pixels of the input (f32, 3*channels: q, k, v; each of `heads`)
+//   attend    output (f32, channels) <- attention over all pixels of the input (f32, 3*channels: q, k, v; each of
+//   `heads`);
+//             its products in `weights_type`, f32 or bf16
 //   store     the prediction, NCHW <- input
 struct Operation {
     Kind kind;

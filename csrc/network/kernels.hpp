@@ -24,7 +24,7 @@ struct View {
 
 struct Convolve {
     View input, output;
-    View other;               // data is null without one; added before the activation
+    View other;                // data is null without one; added before the activation
     const int32_t* condition;  // the picture of `other` for each picture, where other is of conditions; else null
     const void* weights;
     const float *bias, *scales;
@@ -52,6 +52,7 @@ struct Attend {
     View input, output;
     int64_t pictures, heads;
     void* scratch;
+    Type products = Type::f32;  // or bf16: of tokens and of a head's channels in pairs
 };
 
 struct Waves {

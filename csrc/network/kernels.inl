@@ -5,19 +5,19 @@
 #include "gemm.inl"
 #include "convolve.inl"
 #include "winograd.inl"
-// clang-format on
 #if PYFLOW_LEVEL != 3
 #include "prepare.inl"
+#include "attend.inl"
 #endif
 #if PYFLOW_LEVEL <= 2
-#include "attend.inl"
 #include "copy.inl"
 #endif
+// clang-format on
 
 #if PYFLOW_LEVEL == 3
 const Kernels table = {convolve, avx512::prepare, avx512::attend, avx512::waves, avx512::load, avx512::store};
 #elif PYFLOW_LEVEL == 4
-const Kernels table = {convolve, prepare, avx512::attend, avx512::waves, avx512::load, avx512::store};
+const Kernels table = {convolve, prepare, attend, avx512::waves, avx512::load, avx512::store};
 #else
 const Kernels table = {convolve, prepare, attend, waves, load, store};
 #endif

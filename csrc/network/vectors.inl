@@ -26,8 +26,8 @@ PYFLOW_INLINE V power_of_two(V y) {
 
 // a / (1 + 2^y) with y = -a * log2(e), within 1.4e-7 of the larger of itself and 1/2; at -infinity it is its limit, 0.
 // Division takes 0.42 cycles an element (Zen 5, AVX-512), an estimate of 1/(1+2^y) with a Newton step 0.58. What y lost
-// when it was rounded shows only where the result is next to nothing. Of two operands, max and min give the second where
-// they cannot tell: a NaN.
+// when it was rounded shows only where the result is next to nothing. Of two operands, max and min give the second
+// where they cannot tell: a NaN.
 PYFLOW_INLINE V silu(V a) {
     const V b = max(set(-87.0f), a);
     return b / (set(1.0f) + power_of_two(min(set(87.0f), b) * set(-1.44269504f)));

@@ -20,10 +20,19 @@ from .packing import Floats, Range, pack
 from .ways import Choose, Layer
 
 
-def lower(model: nn.Module, spec: Spec, choose: Choose, ranges: Mapping[str, Range] | None = None) -> Graph:
-    """The graph; `choose` says how each layer is computed, `ranges` what the inputs of int8 layers stand for."""
+def lower(
+    model: nn.Module,
+    spec: Spec,
+    choose: Choose,
+    ranges: Mapping[str, Range] | None = None,
+    attention: Type = Type.F32,
+) -> Graph:
+    """The graph; `choose` says how each layer is computed, `ranges` what the inputs of int8 layers stand for.
+
+    `attention` is the type of its products; bfloat16 takes pixels and a head's channels in pairs.
+    """
     network = spec.network
-    lowering = _Lowering(Graph(network.shape, network.times, network.classes), choose, ranges or {})
+    lowering = _Lowering(Graph(network.shape, network.times, network.classes), choose, ranges or {}, attention)
     if isinstance(model, UNetNet):
         _unet(lowering, model)
     elif isinstance(model, MLPNet):
@@ -50,6 +59,7 @@ class _Lowering:
     graph: Graph
     choose: Choose
     ranges: Mapping[str, Range]
+    attention: Type
     film: int = NONE
 
     def load(self, border: int) -> int:
@@ -111,7 +121,9 @@ class _Lowering:
         qkv = self.convolve(f"{name}.qkv", attention.qkv, source, Prepare(f"{name}.norm", attention.norm))
         given = self.graph.buffer_of(qkv)
         attended = self.graph.whole(replace(given, channels=given.channels // 3))
-        self.graph.add(Operation(Kind.ATTEND, name, input=qkv, output=attended, heads=attention.heads))
+        pairs = given.height * given.width % 2 == 0 and given.channels // 3 // attention.heads % 2 == 0
+        products, heads = self.attention if pairs else Type.F32, attention.heads
+        self.graph.add(Operation(Kind.ATTEND, name, qkv, output=attended, weights_type=products, heads=heads))
         return self.convolve(f"{name}.out", attention.out, attended, other=source, target=target)
 
     def store(self, source: int) -> None:

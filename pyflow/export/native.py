@@ -13,7 +13,7 @@ from . import tuning
 from .build import Built, Order
 from .calibration import ranges
 from .lowering import lower
-from .ways import DIRECT_FLOAT, WAYS, WINOGRAD2_FLOAT, Choose, Layer, Way, preferring, ways
+from .ways import ATTENTION, DIRECT_FLOAT, WAYS, WINOGRAD2_FLOAT, Choose, Layer, Way, preferring, ways
 
 
 def build(model: nn.Module, spec: Spec, order: Order) -> Built:
@@ -23,7 +23,7 @@ def build(model: nn.Module, spec: Spec, order: Order) -> Built:
     choice = tuning.fastest(tuning.measure(model, spec, order.precision, calibrated))
 
     def built(choose: Choose) -> Built:
-        return Built({NETWORK: lower(model, spec, choose, calibrated).to_bytes()})
+        return Built({NETWORK: lower(model, spec, choose, calibrated, ATTENTION[order.precision]).to_bytes()})
 
     made = built(lambda layer: choice[layer.name])
     if order.precision != "fp32":

@@ -16,7 +16,7 @@ from pyflow.timing import interleave
 
 from .lowering import lower
 from .packing import Range
-from .ways import WAYS, Layer, Way, preferring
+from .ways import ATTENTION, WAYS, Layer, Way, preferring
 
 BATCHES = (1, 16)  # one way serves both: were it chosen by the batch, a picture would change with its batch
 ROUNDS, SECONDS = 15, 10.0  # at most, but for three rounds
@@ -59,7 +59,7 @@ class Variant:
             self.taken[layer.name] = choose(layer)
             return self.taken[layer.name]
 
-        graph = lower(model, spec, record, ranges)
+        graph = lower(model, spec, record, ranges, ATTENTION[precision])
         self.operations = _operations(graph)
         self.denoiser = native.network_denoiser(_mapped(graph.to_bytes()), threads=1, profile=True)
         self.seconds: dict[tuple[str, int], list[float]] = {}  # of a layer at a batch, call by call

@@ -40,6 +40,9 @@ class Way(NamedTuple):
 
 Choose = Callable[[Layer], Way]
 
+# Of the products of attention. Its scores and sums stay float32.
+ATTENTION = {"fp32": Type.F32, "bf16": Type.BF16, "int8": Type.BF16}
+
 # Those of a precision, the best guess first. bfloat16 in F(4,3) errs by 5e-2 and int8 in F(2,3) by 7e-2: they are none.
 DIRECT_FLOAT, WINOGRAD2_FLOAT, WINOGRAD4_FLOAT = (Way(algorithm, Type.F32) for algorithm in Algorithm)
 FLOAT_WAYS = (WINOGRAD4_FLOAT, WINOGRAD2_FLOAT, DIRECT_FLOAT)
