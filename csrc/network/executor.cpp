@@ -17,9 +17,6 @@ namespace pyflow::network {
 
 namespace {
 
-// More pictures at once would read the weights less often, but they already stay in the cache for so many.
-constexpr int64_t kLargestGroup = 16;
-
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Of a thread, for that much work; no more than a network without any arithmetic has memory for.
@@ -238,7 +235,7 @@ Cut NetworkDenoiser::cut(int64_t batch, int64_t conditions) const {
     Cut made{};
     // As many groups for each thread, and none larger than another by more than a picture.
     made.workspaces = std::clamp<int64_t>(batch / least_pictures_, 1, threads_.count());
-    const int64_t most = std::max(kLargestGroup, least_pictures_);
+    const int64_t most = std::max(default_group(graph_, schedule_), least_pictures_);
     made.groups = divide_up(batch, made.workspaces * most) * made.workspaces;
     made.largest = divide_up(batch, made.groups);
     made.chunks = default_chunks(graph_, schedule_, made.largest);

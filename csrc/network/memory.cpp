@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "operations.hpp"
+
 namespace pyflow::network {
 
 namespace {
@@ -85,7 +87,17 @@ Schedule schedule(const Graph& graph) {
     return made;
 }
 
-std::vector<int64_t> default_chunks(const Graph& graph, const Schedule& schedule, int64_t group, int64_t budget) {
+int64_t default_group(const Graph& graph, const Schedule& schedule) {
+    int64_t weights = 0, buffers = 1;
+    for (const Operation& operation : graph.operations)
+        weights += static_cast<int64_t>(needs_of(graph, operation).weights);
+    for (size_t i = 0; i < graph.buffers.size(); ++i)
+        if (schedule.spans[i] == Span::group) buffers += bytes_of(graph.buffers[i]);
+    return std::clamp<int64_t>(weights / buffers, 1, 16);
+}
+
+std::vector<int64_t> default_chunks(const Graph& graph, const Schedule& schedule, int64_t group, int64_t budget,
+                                    double of_weights) {
     std::vector<Life> lives(graph.buffers.size());
     int64_t step = 0;
     for (const Stage& stage : schedule.stages)
@@ -106,7 +118,11 @@ std::vector<int64_t> default_chunks(const Graph& graph, const Schedule& schedule
     for (const Stage& stage : schedule.stages) {
         const auto end = begin + static_cast<int64_t>(stage.operations.size());
         const int64_t most = std::max<int64_t>(*std::max_element(begin, end), 1);
-        chunks.push_back(std::clamp<int64_t>(budget / most, 1, group));
+        double weights = 0.0;
+        for (uint32_t index : stage.operations)
+            weights += static_cast<double>(needs_of(graph, graph.operations[index]).weights);
+        const int64_t allowed = std::max(budget, static_cast<int64_t>(of_weights * weights));
+        chunks.push_back(std::clamp<int64_t>(allowed / most, 1, group));
         begin = end;
     }
     return chunks;

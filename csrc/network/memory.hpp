@@ -22,11 +22,16 @@ struct Schedule {
 
 Schedule schedule(const Graph& graph);
 
-constexpr int64_t kChunkBytes = 384 << 10;  // of an L2 cache, beside the weights
+constexpr int64_t kChunkBytes = 768 << 10;  // of an L2 cache, beside the weights
+constexpr double kChunkOfWeights = 0.25;    // a chunk reads all weights of its stage: many are worth more pictures
 
-// For each stage the most pictures, from 1 to `group`, whose buffers of a chunk stay within `budget` bytes.
+// For each stage the most pictures, from 1 to `group`, whose buffers of a chunk stay within `budget` bytes, or within
+// that share of the stage's weights.
 std::vector<int64_t> default_chunks(const Graph& graph, const Schedule& schedule, int64_t group,
-                                    int64_t budget = kChunkBytes);
+                                    int64_t budget = kChunkBytes, double of_weights = kChunkOfWeights);
+
+// The most pictures, from 1 to 16, whose buffers that outlive a stage have fewer bytes than the weights.
+int64_t default_group(const Graph& graph, const Schedule& schedule);
 
 // Two arenas, because conditions outlive the groups that read them. Both want to start at a multiple of 64.
 struct Layout {

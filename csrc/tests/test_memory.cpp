@@ -198,7 +198,7 @@ void chunks_fit_the_budget(Random& random) {
         const Graph graph = parse(file.data(), file.size());
         const Schedule made = schedule(graph);
         const int64_t group = 1 + random.below(40), budget = 1 + random.below(200000);
-        const std::vector<int64_t> chunks = default_chunks(graph, made, group, budget);
+        const std::vector<int64_t> chunks = default_chunks(graph, made, group, budget, 0.0);
         EXPECT(chunks.size() == made.stages.size(), "a chunk for each stage");
         for (size_t stage = 0; stage < chunks.size(); ++stage) {
             const int64_t chunk = chunks[stage], bytes = working_set(graph, made, made.stages[stage]);
