@@ -155,7 +155,7 @@ def table(record: dict[str, Any]) -> str:
         f"{'':<18}{'forward':>9}"
         + "".join(f"{f'dB at {count}':>10}" for count in steps)
         + "".join(f"{f'distance at {count}':>21}" for count in steps)
-        + f"{'certificate':>15}",
+        + f"{'certificate':>18}",
     ]
     for row in record["engines"]:
         cells = list(row["steps"].values())
@@ -163,7 +163,7 @@ def table(record: dict[str, Any]) -> str:
         distances = "".join(f"{cell['distance']:11.4f} ({cell['change']:+.4f})".rjust(21) for cell in cells)
         proved = row.get("certificate")
         held = f"{proved['psnr']:.1f} dB{'' if proved['kept'] else ' REFUSED'}" if proved else ""
-        lines.append(f"{row['engine']:<18}{row['forward_error']:9.1e}{likeness}{distances}{held:>15}")
+        lines.append(f"{row['engine']:<18}{row['forward_error']:9.1e}{likeness}{distances}{held:>18}")
     return "\n".join([*lines, *(f"left out: {line['engine']}: {line['why']}" for line in record["left_out"])])
 
 
@@ -181,12 +181,13 @@ def plot(made: dict[str, dict[str, Made]], subjects: Sequence[Subject], path: Pa
         count = choose(by_engine[EAGER].images)
         images = [one.images[count] for one in by_engine.values()]
         height = images[0].shape[1] + 1
-        axes.imshow(np.asarray(grid_of(np.concatenate(images), columns=len(images[0]))), cmap="gray", vmin=0, vmax=255)
+        sheet = np.asarray(grid_of(np.concatenate(images), columns=len(images[0])))
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_yticks([(row + 0.5) * height for row in range(len(images))], list(by_engine))
         axes.set(xticks=[], title=f"{subject.name}, {count} step{'s' * (count > 1)}, guidance {subject.guidance:g}")
     figure.suptitle(facts, fontsize=6, wrap=True)
     figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
 
 
@@ -200,7 +201,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    facts = {"command": "make bench-precision", "threads": arguments.threads, **machine()}  # of the commit that runs
+    command = "make bench-precision" + " CIFAR10=FOLDER" * any(Path(data).is_dir() for *_, data in arguments.subject)
+    facts = {"command": command, "threads": arguments.threads, **machine()}  # of the commit that runs
     try:
         subjects = [Subject.of(*words) for words in arguments.subject]
     except PyflowError as error:
