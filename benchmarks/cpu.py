@@ -127,7 +127,11 @@ def processes(bench: Bench, subject: Subject) -> list[dict[str, Any]]:
                 continue
             began = time.perf_counter()
             words = (subject.folder, peer.name, batch, bench.threads)
-            came = json.loads(in_own_process(bench, peers.__file__, *words).splitlines()[-1])
+            try:
+                came = json.loads(in_own_process(bench, peers.__file__, *words).splitlines()[-1])
+            except RuntimeError as error:
+                tqdm.write(f"left out of the processes: {peer.name}, batch {batch}: {error}")
+                continue
             told[peer.name, batch].append({**came, "process_s": time.perf_counter() - began})
     return [
         {
@@ -137,6 +141,7 @@ def processes(bench: Bench, subject: Subject) -> list[dict[str, Any]]:
             **{key: median(one[key] for one in all_of) for key in all_of[0]},
         }
         for (name, batch), all_of in told.items()
+        if all_of
     ]
 
 

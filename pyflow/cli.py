@@ -281,7 +281,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _add_source(made: argparse.ArgumentParser) -> None:
     made.add_argument("source", type=Path, help="an engine or checkpoint")
-    made.add_argument("--threads", type=int, default=0, help="threads of one network call, 0 for one a physical core")
+    made.add_argument("--threads", type=int, default=0, help="threads of one network call, 0 for the runtime's choice")
     made.add_argument("--device", default="cpu", help="cpu, cuda, or tensorrt (ONNX Runtime's)")
 
 

@@ -23,9 +23,10 @@ def load(
 ) -> Flow:
     """Open an engine folder or a checkpoint folder; every file's hash is checked before the file is used.
 
-    `threads` are the threads of one network call, 0 for one a physical core. `device` is where it runs: cpu, cuda, or
-    for an ONNX engine tensorrt. `backend` says how a checkpoint runs, eager or compile, and on cuda `precision` in
-    what, fp32 or bf16; an engine has its own. With `profile`, `flow.timings` tells where a native engine's time went.
+    `threads` are the threads of one network call; 0: what its runtime takes, one a physical core for ONNX, one a
+    processor for a native engine. `device` is where it runs: cpu, cuda, or for an ONNX engine tensorrt. `backend` says
+    how a checkpoint runs, eager or compile, and on cuda `precision` in what, fp32 or bf16; an engine has its own. With
+    `profile`, `flow.timings` tells where a native engine's time went.
     """
     folder = Path(source)
     threads = count("threads", threads, 0, THREADS_LIMIT)

@@ -13,8 +13,9 @@ from graph_reference import Reference  # noqa: E402 - after the skip
 from tiny import POINTS, UNET, network, save  # noqa: E402
 from torch import nn  # noqa: E402
 
-from pyflow import certificate, engines, load  # noqa: E402
+from pyflow import certificate, engines, load, native  # noqa: E402
 from pyflow.cli import main  # noqa: E402
+from pyflow.core import Row  # noqa: E402
 from pyflow.engines import manifest as manifests  # noqa: E402
 from pyflow.engines.graph import Algorithm, Kind, Type  # noqa: E402
 from pyflow.engines.manifest import NETWORK  # noqa: E402
@@ -66,6 +67,14 @@ def error(came, expected):
     return np.abs(came - expected).max() / np.abs(expected).max()
 
 
+def predicted(content, x, s, t, label):
+    """What the executor predicts at one time for all."""
+    denoiser = native.network_denoiser(content, threads=1)
+    plan = [Row(s, t, a=0.0, b=1.0, h=0.0, n=0.0, ka=0.0, ks=0.0)]
+    asked = label if "label" in denoiser.inputs else None
+    return native.sample(denoiser, plan, batch=len(x), noise0=x, label=asked).states
+
+
 # ---- what a network is lowered to
 @pytest.mark.parametrize("way", WAYS["fp32"], ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
@@ -74,6 +83,9 @@ def test_the_operations_compute_the_network(name, way, rng):
     model, given = network(spec.network, int(rng.integers(2**31))), draw(spec, rng)
     content = lower(model, spec, preferring(way, "fp32", spec.network)).to_bytes()
     assert error(Reference(content)(*given), truth(model, given)) < 1e-6
+    x, (s, *_), (t, *_), label = given
+    told = [np.full(len(x), time, np.float32) for time in (s, t)]
+    assert error(predicted(content, x, s, t, label), truth(model, (x, *told, label))) < 1e-5
 
 
 @pytest.mark.parametrize("way", WAYS["bf16"][:2], ids=str)

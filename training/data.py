@@ -84,7 +84,7 @@ def parquet(folder: Path, part: str = "train") -> Dataset:
     except InvalidInput:
         raise
     except (OSError, ValueError) as error:  # Arrow's own
-        told = str(error).splitlines()[0]
+        told = str(error).partition("\n")[0] or type(error).__name__
         raise InvalidInput(f"{part} of {folder.name} cannot be read ({told}); fetch its files again") from error
 
 

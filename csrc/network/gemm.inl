@@ -52,7 +52,7 @@ inline void block(const Product& product, int64_t row, int64_t column, const uin
         for (int64_t step = 0; step < product.steps; ++step) {
 #pragma GCC unroll 12
             for (int r = 0; r < rows; ++r) {
-                const auto a = P::row(reinterpret_cast<const uint32_t*>(bases[r / 3] + (r % 3) * stride));
+                const auto a = P::row(reinterpret_cast<const Word*>(bases[r / 3] + (r % 3) * stride));
 #pragma GCC unroll 8
                 for (int v = 0; v < vectors; ++v) sums[r][v] = P::mac(a, weights + v * kLanes * kStep, sums[r][v]);
             }
@@ -92,7 +92,7 @@ inline void row_by_four_panels(const Product& product, int64_t row, int64_t colu
     for (int64_t tap = 0; tap < product.tap_count; ++tap) {
         const uint8_t* a = product.a + product.taps[tap] + row * product.a_row;
         for (int64_t step = 0; step < product.steps; ++step, a += kStep, weights += kPanel * kStep) {
-            const auto value = P::row(reinterpret_cast<const uint32_t*>(a));
+            const auto value = P::row(reinterpret_cast<const Word*>(a));
 #pragma GCC unroll 4
             for (int p = 0; p < 4; ++p)
 #pragma GCC unroll 4

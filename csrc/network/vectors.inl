@@ -4,6 +4,9 @@
 
 #define PYFLOW_INLINE inline __attribute__((always_inline))
 
+// The 4 bytes of a row, whatever numbers were written there.
+typedef uint32_t __attribute__((may_alias)) Word;
+
 #if PYFLOW_LEVEL >= 2
 #include "vectors_avx512.inl"
 #elif PYFLOW_LEVEL == 1

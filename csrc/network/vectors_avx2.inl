@@ -65,7 +65,7 @@ struct F32 {
     struct Row {
         __m256 v;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) { return {_mm256_set1_ps(*reinterpret_cast<const float*>(p))}; }
+    static PYFLOW_INLINE Row row(const Word* p) { return {_mm256_set1_ps(*reinterpret_cast<const float*>(p))}; }
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         return {_mm256_fmadd_ps(a.v, _mm256_loadu_ps(static_cast<const float*>(b)), c.v)};
     }
@@ -78,7 +78,7 @@ struct BF16 {
     struct Row {
         __m256 even, odd;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) {
+    static PYFLOW_INLINE Row row(const Word* p) {
         const __m256i pair = _mm256_set1_epi32(static_cast<int>(*p));
         return {_mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)),
                 _mm256_castsi256_ps(_mm256_and_si256(pair, _mm256_set1_epi32(static_cast<int>(0xffff0000u))))};
@@ -99,7 +99,7 @@ struct U8S8 {
     struct Row {
         __m256i even, odd;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) {
+    static PYFLOW_INLINE Row row(const Word* p) {
         const __m256i four = _mm256_set1_epi32(static_cast<int>(*p));
         return {_mm256_and_si256(four, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(four, 8)};
     }

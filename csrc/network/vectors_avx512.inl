@@ -56,7 +56,7 @@ struct F32 {
     struct Row {
         __m512 v;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) { return {_mm512_set1_ps(*reinterpret_cast<const float*>(p))}; }
+    static PYFLOW_INLINE Row row(const Word* p) { return {_mm512_set1_ps(*reinterpret_cast<const float*>(p))}; }
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         return {_mm512_fmadd_ps(a.v, _mm512_loadu_ps(b), c.v)};
     }
@@ -70,7 +70,7 @@ struct BF16 {
     struct Row {
         __m512i v;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) { return {_mm512_set1_epi32(static_cast<int>(*p))}; }
+    static PYFLOW_INLINE Row row(const Word* p) { return {_mm512_set1_epi32(static_cast<int>(*p))}; }
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)_mm512_loadu_si512(b))};
     }
@@ -78,7 +78,7 @@ struct BF16 {
     struct Row {
         __m512 even, odd;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) {
+    static PYFLOW_INLINE Row row(const Word* p) {
         const __m512i pair = _mm512_set1_epi32(static_cast<int>(*p));
         return {_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)),
                 _mm512_castsi512_ps(_mm512_and_epi32(pair, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
@@ -101,7 +101,7 @@ struct U8S8 {
     struct Row {
         __m512i v;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) { return {_mm512_set1_epi32(static_cast<int>(*p))}; }
+    static PYFLOW_INLINE Row row(const Word* p) { return {_mm512_set1_epi32(static_cast<int>(*p))}; }
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         return {_mm512_dpbusd_epi32(c.v, a.v, _mm512_loadu_si512(b))};
     }
@@ -109,7 +109,7 @@ struct U8S8 {
     struct Row {
         __m512i even, odd;
     };
-    static PYFLOW_INLINE Row row(const uint32_t* p) {
+    static PYFLOW_INLINE Row row(const Word* p) {
         const __m512i four = _mm512_set1_epi32(static_cast<int>(*p));
         return {_mm512_and_si512(four, _mm512_set1_epi16(0xff)), _mm512_srli_epi16(four, 8)};
     }

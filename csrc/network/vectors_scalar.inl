@@ -86,7 +86,7 @@ struct F32 {
     using Row = uint32_t;
     static PYFLOW_INLINE Sum zero() { return set(0.0f); }
     static PYFLOW_INLINE V value(Sum a) { return a; }
-    static PYFLOW_INLINE Row row(const uint32_t* p) { return *p; }
+    static PYFLOW_INLINE Row row(const Word* p) { return *p; }
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         return fma(set(float_of(a)), load(static_cast<const float*>(b)), c);
     }
@@ -97,9 +97,9 @@ struct BF16 {
     using Row = uint32_t;
     static PYFLOW_INLINE Sum zero() { return set(0.0f); }
     static PYFLOW_INLINE V value(Sum a) { return a; }
-    static PYFLOW_INLINE Row row(const uint32_t* p) { return *p; }
+    static PYFLOW_INLINE Row row(const Word* p) { return *p; }
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
-        const auto* pairs = static_cast<const uint32_t*>(b);
+        const auto* pairs = static_cast<const Word*>(b);
         return each([&](int i) {
             const float even = float_of(a << 16) * float_of(pairs[i] << 16) + c.v[i];
             return float_of(a & 0xffff0000u) * float_of(pairs[i] & 0xffff0000u) + even;
@@ -114,7 +114,7 @@ struct U8S8 {
     static PYFLOW_INLINE V value(Sum a) {
         return each([&](int i) { return static_cast<float>(a.v[i]); });
     }
-    static PYFLOW_INLINE Row row(const uint32_t* p) { return reinterpret_cast<const uint8_t*>(p); }
+    static PYFLOW_INLINE Row row(const Word* p) { return reinterpret_cast<const uint8_t*>(p); }
     static PYFLOW_INLINE Sum mac(Row a, const void* b, Sum c) {
         const auto* fours = static_cast<const int8_t*>(b);
         for (int i = 0; i < kLanes; ++i)

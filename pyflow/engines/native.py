@@ -57,4 +57,7 @@ def operations(folder: Path | None) -> str:
         raise InvalidInput(
             f"--graph came with {folder}, an engine of {manifest.backend}; expected one exported --to {BACKEND}"
         )
-    return native.network_denoiser(manifests.payload(folder, manifest)[NETWORK], threads=1).describe()
+    files = manifests.payload(folder, manifest)
+    if NETWORK not in files:
+        raise InvalidArtefact(f"{folder} lacks {NETWORK}; it holds {', '.join(files)}: export it again")
+    return native.network_denoiser(files[NETWORK], threads=1).describe()

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from pyflow.engines.manifest import DENOISER, NETWORK
-from pyflow.errors import InvalidInput
+from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.spec import Spec
 
 from . import tuning
@@ -20,7 +20,10 @@ def build(model: nn.Module, spec: Spec, order: Order) -> Built:
     _refuse_other(order)
     lowest = _layers_of_the_lowest(model, spec, order.precision)
     calibrated = ranges(model, spec, order, lowest) if order.precision == "int8" else {}
-    choice = tuning.fastest(tuning.measure(model, spec, order.precision, calibrated))
+    try:
+        choice = tuning.fastest(tuning.measure(model, spec, order.precision, calibrated))
+    except InvalidArtefact as error:
+        raise InvalidInput(f"the network is beyond what the native engine takes ({error}): take --to onnx") from error
 
     def built(choose: Choose) -> Built:
         return Built({NETWORK: lower(model, spec, choose, calibrated, ATTENTION[order.precision]).to_bytes()})

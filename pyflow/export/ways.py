@@ -9,6 +9,7 @@ from pyflow.spec import Network
 from .quantize import float_layers
 
 DIRECT, WINOGRAD2, WINOGRAD4 = Algorithm
+INT8_PRODUCTS = 65536
 PRECISE = ("enter", "leave", "condition", "film")  # they are float32 in every precision
 
 
@@ -71,11 +72,13 @@ def preferring(way: Way, precision: str, network: Network) -> Choose:
 
 def _fits(way: Way, layer: Layer) -> bool:
     if way.algorithm == DIRECT:
-        # A buffer of bfloat16 or uint8 has channels in fours, which products take together.
-        return way.weights == Type.F32 or layer.inputs % 4 == 0
+        # A buffer of bfloat16 or uint8 has channels in fours, which products take together; a sum of int8 has 32 bits.
+        few = way.weights != Type.S8 or layer.taps**2 * layer.inputs <= INT8_PRODUCTS
+        return way.weights == Type.F32 or (layer.inputs % 4 == 0 and few)
     tile = {WINOGRAD2: 2, WINOGRAD4: 4}[way.algorithm]
+    pairs = way.weights == Type.F32 or layer.inputs % 2 == 0
     whole = layer.height % tile == 0 and layer.width % tile == 0 and layer.height >= 2 * tile
-    return layer.taps == 3 and layer.stride == 1 and whole
+    return layer.taps == 3 and layer.stride == 1 and whole and pairs
 
 
 def _is_precise_enough(way: Way, layer: Layer, network: Network) -> bool:
