@@ -29,7 +29,8 @@ const char* name_of(Isa isa) {
 std::vector<Isa> supported_isas() {
     std::vector<Isa> isas{Isa::scalar};
 #if PYFLOW_HAS_X86_REGIONS
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) return isas;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+        return isas;
     isas.push_back(Isa::avx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
@@ -50,7 +51,8 @@ Isa isa_named(const std::string& name, const char* source) {
     for (Isa isa : {Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16})
         if (name == name_of(isa))
             throw BackendUnavailable(came + "this build on this CPU runs " + join(supported_isas()));
-    throw InvalidInput(came + "expected one of scalar, avx2, avx512, avx512_vnni, avx512_bf16; this build on this CPU runs " +
+    throw InvalidInput(came +
+                       "expected one of scalar, avx2, avx512, avx512_vnni, avx512_bf16; this build on this CPU runs " +
                        join(supported_isas()));
 }
 
