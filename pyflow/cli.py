@@ -23,13 +23,17 @@ from .loading import load
 from .sampler import count
 from .training.recipes import STUDENTS, TEACHERS, Recipe
 
+CLASSIFIER = "classifier"
 PICTURE_SUFFIXES, SCALE_LIMIT = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff"), 64
 
 
 def _train(arguments: argparse.Namespace) -> None:
     from . import commands
 
-    made = commands.train_teacher(arguments.recipe, arguments.data, arguments.out, **_changes(arguments))
+    if arguments.recipe == CLASSIFIER:
+        made = commands.train_judge(arguments.out, arguments.data, **_changes(arguments))
+    else:
+        made = commands.train_teacher(arguments.recipe, arguments.data, arguments.out, **_changes(arguments))
     print(f"{'trained' if made else 'was finished already'}: {arguments.out}")
 
 
@@ -179,6 +183,7 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in _RECIPE_FIELDS if (value := getattr(arguments, name)) is not None}
 
 
+_DATA = "digits, checkerboard, cifar10 (from the Hugging Face hub), or a folder of its parquet files"
 _RECIPE_FIELDS = {field.name: field.type for field in fields(Recipe) if field.type in (int, float)}
 
 
@@ -203,9 +208,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run's folder")
     demo.add_argument("--report", type=Path, default=Path("report"), help="the report's folder")
 
-    train = command("train", _train, "train a teacher")
-    train.add_argument("recipe", help=f"one of {', '.join(TEACHERS)}")
-    train.add_argument("--data", default="digits", help="digits or checkerboard")
+    train = command("train", _train, "train a teacher, or the classifier that judges pictures of a data set")
+    train.add_argument("recipe", help=f"one of {', '.join([*TEACHERS, CLASSIFIER])}")
+    train.add_argument("--data", default="digits", help=_DATA)
     train.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
     recipe_fields(train)
 

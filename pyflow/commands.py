@@ -24,13 +24,14 @@ from .training.recipes import STUDENTS, TEACHERS, recipe
 from .training.trainer import paired, provenance, train, unpaired
 
 PAIRS_BATCH = 64
+JUDGE_FIELDS = ("steps", "batch", "seed")
 
 
 def train_teacher(name: str, data: str, folder: Path, **changes: Any) -> bool:
     """Train a teacher on a data set; False when the folder holds the finished run already."""
     _expect_one_of("recipe", name, TEACHERS)
-    setting = recipe(name, data, **changes)
-    dataset = load_dataset(setting.data)
+    dataset = load_dataset(data)
+    setting = replace(recipe(name, data, **changes), data=dataset.name)  # a folder by its name, wherever it lies
     network = setting.network
     assert network is not None  # every teacher's recipe names its network
     if network.shape != dataset.shape or network.classes != dataset.classes:
@@ -43,11 +44,19 @@ def train_teacher(name: str, data: str, folder: Path, **changes: Any) -> bool:
     return train(setting, spec, unpaired(dataset.images, dataset.labels), folder)
 
 
-def train_judge(folder: Path, data: str) -> bool:
-    """Train the classifier that judges pictures of a data set; False when the folder holds one already."""
+def train_judge(folder: Path, data: str, **changes: Any) -> bool:
+    """Train the classifier that judges pictures of a data set; False when the folder holds one already.
+
+    `changes` are of its steps, batch and seed.
+    """
+    for name, value in changes.items():
+        if name not in JUDGE_FIELDS or not isinstance(value, int) or value < (name != "seed"):
+            raise InvalidInput(
+                f"{name} is {value} for a classifier; expected only {', '.join(JUDGE_FIELDS)}, 1 or more"
+            )
     if classifier.is_classifier(folder):
         return False
-    classifier.train(folder, load_dataset(data))
+    classifier.train(folder, load_dataset(data), **changes)
     return True
 
 

@@ -71,6 +71,18 @@ def test_from_data_to_pictures(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_judge_is_trained_by_the_same_command(tmp_path, capsys):
+    train = ["train", "classifier", "--data", "digits", "--out", str(tmp_path / "judge"), "--steps", "2"]
+    assert main(train) == 0
+    assert main(train) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"trained: {tmp_path / 'judge'}",
+        f"was finished already: {tmp_path / 'judge'}",
+    ]
+    assert main([*train[:-3], str(tmp_path / "other"), "--label-dropout", "0.1"]) == 2
+    assert "expected only steps, batch, seed" in capsys.readouterr().err
+
+
 def test_points_go_the_same_way(tmp_path, capsys):
     """A network without labels, on points."""
     teacher, student, pairs = tmp_path / "teacher", tmp_path / "student", tmp_path / "pairs"

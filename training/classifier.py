@@ -72,10 +72,10 @@ def is_classifier(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def train(folder: Path, data: Dataset) -> None:
-    """Publish a classifier of `data` in `folder`."""
+def train(folder: Path, data: Dataset, **setting: int) -> None:
+    """Publish a classifier of `data` in `folder`; `setting` is `train_classifier`'s."""
     record = {"format": checkpoint.FORMAT, "data": data.name}
-    checkpoint.save_arrays(folder, RECORD, record, {WEIGHTS: train_classifier(data).state_dict()})
+    checkpoint.save_arrays(folder, RECORD, record, {WEIGHTS: train_classifier(data, **setting).state_dict()})
 
 
 def load(folder: Path, data: Dataset) -> Classifier:
