@@ -247,7 +247,8 @@ def ratios_of(bench: Bench, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rivals = {
             row["variant"]: row["error"]
             for row in others
-            if row["precision"] == mine["precision"] and not row["variant"].startswith("native")
+            if (row["precision"], row["threads"]) == (mine["precision"], mine["threads"])
+            and not row["variant"].startswith("native")
         }
         right = [name for name, error in rivals.items() if error <= ERRORS[mine["precision"]]]
         best, fastest = (min(names, key=over.__getitem__, default=None) for names in (right, rivals))
