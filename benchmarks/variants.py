@@ -11,10 +11,10 @@ import torch
 
 from pyflow import core, native
 from pyflow.engines.eager import denoise_function
-from pyflow.engines.onnx import MODEL, open_engine
 from pyflow.noise import normal
 from pyflow.spec import Spec
 
+MODEL = "denoiser.onnx"
 EAGER, PYTHON_ONNX, CPP_ONNX = "python, torch eager", "python, onnxruntime", "c++, onnxruntime"
 THREADS = int(os.environ.get("PYFLOW_BENCH_THREADS", "1"))
 Variant = Callable[[], np.ndarray]
@@ -52,7 +52,7 @@ def python_onnx(engine: Path, spec: Spec, plan: core.Plan, batch: int, threads: 
 
 
 def cpp_onnx(engine: Path, spec: Spec, plan: core.Plan, batch: int, threads: int) -> Variant:
-    denoiser, _ = open_engine(engine, threads)
+    denoiser = native.onnx_denoiser((engine / MODEL).read_bytes(), threads)
     label = 0 if spec.network.classes else None
     return lambda: native.sample(denoiser, plan, batch=batch, label=label).states
 

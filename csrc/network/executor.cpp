@@ -1,5 +1,7 @@
 #include "executor.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -31,13 +33,19 @@ int64_t least_pictures(const Graph& graph, const Schedule& schedule, double leas
 // Every byte 255, a NaN in each type of float, until written: a value that nobody wrote shows in the picture.
 class Arena {
   public:
-    explicit Arena(int64_t bytes) : data_(static_cast<uint8_t*>(std::aligned_alloc(64, divide_up(bytes, 64) * 64))) {
+    explicit Arena(int64_t bytes) {
+        const int64_t unit = bytes < 2 * kHugePage ? kLine : kHugePage, size = divide_up(bytes, unit) * unit;
+        data_.reset(static_cast<uint8_t*>(std::aligned_alloc(unit, size)));
         if (!data_) throw std::bad_alloc();
+        if (unit == kHugePage) madvise(data_.get(), size, MADV_HUGEPAGE);  // a wish: small pages do too
         std::memset(data_.get(), 0xff, bytes);
     }
     uint8_t* get() const { return data_.get(); }
 
   private:
+    // In pages of 4 KB, the 120 MB of a network of 38M at batch 16 took 29,000 faults, a tenth of a call.
+    static constexpr int64_t kLine = 64, kHugePage = int64_t{2} << 20;
+
     struct Free {
         void operator()(uint8_t* data) const { std::free(data); }
     };
