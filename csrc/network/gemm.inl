@@ -70,10 +70,7 @@ inline void block(const Product& product, int64_t row, int64_t column, const uin
             const int64_t count = left < kLanes ? left : kLanes;
             const V value = finished(product, P::value(sums[r][v]), row + r, at, count);
             float* out = product.out + (row + r) * product.out_row + at;
-            if (count == kLanes)
-                store(out, value);
-            else
-                store_some(out, value, count);
+            store_lanes(out, value, count);
         }
 }
 

@@ -1,17 +1,5 @@
 // What a convolution reads: norm, FiLM, SiLU, upsampling and the cast, in two passes over a picture in the L2 cache.
 
-// A vector of `lanes` channels, of which only the last one of a pixel has fewer than kLanes.
-PYFLOW_INLINE V load_lanes(const float* from, int64_t lanes) {
-    return lanes == kLanes ? load(from) : load_some(from, lanes);
-}
-PYFLOW_INLINE void store_lanes(float* to, V value, int64_t lanes) {
-    if (lanes == kLanes)
-        store(to, value);
-    else
-        store_some(to, value, lanes);
-}
-PYFLOW_INLINE int64_t lanes_of(int64_t channels_left) { return channels_left < kLanes ? channels_left : kLanes; }
-
 struct PrepareRows {
     explicit PrepareRows(const Prepare& p) {
         const int64_t row = PrepareScratch(p.input.channels).row;

@@ -15,6 +15,18 @@ typedef uint32_t __attribute__((may_alias)) Word;
 #include "vectors_scalar.inl"
 #endif
 
+// A vector of `lanes` channels, of which only the last one of a pixel has fewer than kLanes.
+PYFLOW_INLINE V load_lanes(const float* from, int64_t lanes) {
+    return lanes == kLanes ? load(from) : load_some(from, lanes);
+}
+PYFLOW_INLINE void store_lanes(float* to, V value, int64_t lanes) {
+    if (lanes == kLanes)
+        store(to, value);
+    else
+        store_some(to, value, lanes);
+}
+PYFLOW_INLINE int64_t lanes_of(int64_t channels_left) { return channels_left < kLanes ? channels_left : kLanes; }
+
 // 2^y for |y| <= 126, within 2 ulp; a NaN stays one.
 PYFLOW_INLINE V power_of_two(V y) {
     const V whole = round(y), f = y - whole;

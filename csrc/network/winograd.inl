@@ -103,10 +103,7 @@ struct WinogradPlan {
 };
 
 PYFLOW_INLINE void store_as(F32, uint8_t* to, V value, int64_t count) {
-    if (count == kLanes)
-        store(reinterpret_cast<float*>(to), value);
-    else
-        store_some(reinterpret_cast<float*>(to), value, count);
+    store_lanes(reinterpret_cast<float*>(to), value, count);
 }
 PYFLOW_INLINE void store_as(BF16, uint8_t* to, V value, int64_t count) {
     store_bf16(reinterpret_cast<uint16_t*>(to), value, count);
@@ -129,7 +126,7 @@ inline void transform_input(const Convolve& c, const WinogradPlan<m, P>& plan, i
 #pragma GCC unroll 6
                 for (int i = 0; i < n; ++i) {
                     const float* from = corner + i * c.input.row + j * c.input.pixel + channel;
-                    d[i] = lanes == kLanes ? load(from) : load_some(from, lanes);
+                    d[i] = load_lanes(from, lanes);
                 }
                 Winograd<m>::input(d, t);
 #pragma GCC unroll 6
