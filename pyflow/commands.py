@@ -18,10 +18,11 @@ from .loading import load
 from .spec import Spec
 from .training import classifier
 from .training import pairs as pairs_files
+from .training.batch import paired, unpaired
 from .training.data import load_dataset
 from .training.pairs import PairsSpec
 from .training.recipes import STUDENTS, TEACHERS, recipe
-from .training.trainer import paired, provenance, train, unpaired
+from .training.trainer import provenance, train
 
 PAIRS_BATCH = 64
 JUDGE_FIELDS = ("steps", "batch", "seed")

@@ -15,8 +15,8 @@ pa = pytest.importorskip("pyarrow")
 PIL_Image = pytest.importorskip("PIL.Image")
 
 from pyflow.training import classifier  # noqa: E402
+from pyflow.training.batch import unpaired  # noqa: E402
 from pyflow.training.data import load_dataset, values  # noqa: E402
-from pyflow.training.trainer import unpaired  # noqa: E402
 
 from pyflow import checkpoint, commands  # noqa: E402
 from pyflow.errors import BackendUnavailable, InvalidInput  # noqa: E402

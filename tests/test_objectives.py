@@ -8,7 +8,7 @@ import torch
 from oracles import Gaussian
 from pyflow.training import objectives
 from pyflow.training.objectives import Batch, cfm, reflow
-from pyflow.training.trainer import _drop_labels
+from pyflow.training.trainer import drop_labels
 from torch import nn
 
 from pyflow.core import LINEAR, PATHS, VELOCITY
@@ -166,12 +166,12 @@ def test_labels_are_dropped_sample_by_sample(seed):
     """Each sample by its own coin: the share is right, and hardly any batch drops all or none."""
     spec = Spec(MLP(classes=4), null_label=True)
     batch = draw(64)._replace(label=torch.arange(64) % 4)
-    dropped = torch.stack([_drop_labels(batch, spec, 0.3).label == 4 for _ in range(500)])
-    kept = torch.stack([_drop_labels(batch, spec, 0.3).label for _ in range(50)])
+    dropped = torch.stack([drop_labels(batch, spec, 0.3).label == 4 for _ in range(500)])
+    kept = torch.stack([drop_labels(batch, spec, 0.3).label for _ in range(50)])
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.02), f"seed {seed}"
     assert not dropped.all(dim=1).any()
     assert dropped.any(dim=1).all()
     assert dropped.float().mean(dim=0).max() < 0.5
     assert ((kept == batch.label) | (kept == 4)).all()
-    assert torch.equal(_drop_labels(batch, spec, 0.0).label, batch.label)
+    assert torch.equal(drop_labels(batch, spec, 0.0).label, batch.label)
     assert batch.label.max() == 3, "the caller's labels were written to"

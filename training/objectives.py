@@ -1,4 +1,4 @@
-"""The objectives: one short function each, from a batch to a loss. Labels come with their dropout already applied."""
+"""The objectives: one short function each, from a batch to a loss a sample. Labels come with their dropout applied."""
 
 import math
 from collections.abc import Callable
@@ -10,42 +10,45 @@ from torch import Tensor, nn
 from pyflow.core import PATHS, target
 from pyflow.spec import Spec
 
-
-class Batch(NamedTuple):
-    noise: Tensor
-    label: Tensor
-    image: Tensor
+from .batch import Batch, over
+from .recipes import Options
 
 
-def _over(t: Tensor, like: Tensor) -> Tensor:
-    """Times (batch,) shaped to multiply a batch of pictures."""
-    return t.reshape(-1, *[1] * (like.ndim - 1))
+class Losses(NamedTuple):
+    """A loss a sample, and the times that it was taken at."""
+
+    each: Tensor  # (B,)
+    s: Tensor
+    t: Tensor
+
+
+Objective = Callable[[nn.Module, Spec, Batch, Options], Losses]
 
 
 def _regress(net: nn.Module, spec: Spec, batch: Batch, t: Tensor) -> Tensor:
     """Per element: what the network says at x_t, minus what it should say."""
-    path, over = PATHS[spec.path], _over(t, batch.image)
-    said = net(path.mix(batch.image, batch.noise, over), t, t, batch.label)
-    return said - target(path, spec.prediction, batch.image, batch.noise, over)
+    path, at = PATHS[spec.path], over(t, batch.image)
+    said = net(path.mix(batch.image, batch.noise, at), t, t, batch.label)
+    return said - target(path, spec.prediction, batch.image, batch.noise, at)
 
 
-def cfm(net: nn.Module, spec: Spec, batch: Batch) -> Tensor:
+def cfm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Conditional flow matching (Lipman et al. 2023, eq. 9): E |v(x_t, t) - (x_1 - x_0)|^2."""
-    t = torch.rand(len(batch.label))
-    return _regress(net, spec, batch, t).square().mean()
+    t = batch.coins[:, 0]
+    return Losses(_regress(net, spec, batch, t).square().flatten(1).mean(1), t, t)
 
 
-def reflow(net: nn.Module, spec: Spec, batch: Batch) -> Tensor:
+def reflow(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Rectified flow on a teacher's own pairs (Liu et al. 2023, eq. 1) and, for half the batch, distillation at t=0.
 
     t is drawn from p ~ e^{4t} + e^{4(1-t)} (Lee et al. 2024): pairs are hardest to tell apart at both ends. The
     pseudo-Huber loss keeps a few crossing pairs from blurring the rest.
     """
-    t = (1 + torch.rand(len(batch.label)) * (math.e**4 - 1)).log() / 4
-    t = torch.where(torch.rand_like(t) < 0.5, t, 1 - t)
+    t = (1 + batch.coins[:, 0] * (math.e**4 - 1)).log() / 4
+    t = torch.where(batch.coins[:, 1] < 0.5, t, 1 - t)
     t[: len(t) // 2] = 0.0
     mean_square = _regress(net, spec, batch, t).square().flatten(1).mean(1)
-    return ((mean_square + 0.03**2).sqrt() - 0.03).mean()
+    return Losses((mean_square + 0.03**2).sqrt() - 0.03, t, t)
 
 
-OBJECTIVES: dict[str, Callable[[nn.Module, Spec, Batch], Tensor]] = {"cfm": cfm, "reflow": reflow}
+OBJECTIVES: dict[str, Objective] = {"cfm": cfm, "reflow": reflow}

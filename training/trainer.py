@@ -1,6 +1,6 @@
 """The training loop: one function for every objective, and a resume that continues bit for bit."""
 
-from collections.abc import Callable, Sequence
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,11 +13,9 @@ from pyflow.errors import InvalidArtefact, InvalidInput, NotFinite
 from pyflow.models import build
 from pyflow.spec import Spec
 
-from .data import values
-from .objectives import OBJECTIVES, Batch
+from .batch import Draw, drop_labels
+from .objectives import OBJECTIVES
 from .recipes import Recipe
-
-Draw = Callable[[int], Batch]  # a batch of this many, drawn with torch's generator
 
 
 def train(
@@ -43,12 +41,13 @@ def train(
     objective = OBJECTIVES[recipe.objective]
     for module in (net, average):
         module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
-    decay = 0.5 ** (1 / max(1.0, recipe.half_life * recipe.steps))
+    decay = 0.5 ** (1 / max(1.0, recipe.half_lives[0] * recipe.steps))
     bar = tqdm(total=recipe.steps, initial=done, desc=f"{recipe.name} on {recipe.data}", unit="step", mininterval=0.5)
     for step in range(done, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        loss = objective(net, spec, _drop_labels(draw(recipe.batch), spec, recipe.label_dropout))
+        batch = drop_labels(draw(recipe.batch), spec, recipe.label_dropout)
+        loss = objective(net, spec, batch, recipe.options).each.mean()
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
@@ -76,17 +75,9 @@ def _schedule(step: int, recipe: Recipe) -> float:
     return min((step + 1) / warmup, (recipe.steps - step) / (recipe.steps - warmup + 1))
 
 
-def _drop_labels(batch: Batch, spec: Spec, share: float) -> Batch:
-    """Give each sample, by its own coin, the null label."""
-    if share == 0.0 or spec.network.classes == 0:
-        return batch
-    dropped = torch.rand(len(batch.label)) < share
-    return batch._replace(label=torch.where(dropped, spec.network.classes, batch.label))
-
-
 def provenance(recipe: Recipe) -> dict[str, object]:
-    """The recipe as it stands in a spec; the network has its own place there."""
-    return {key: value for key, value in asdict(recipe).items() if key != "network"}
+    """The recipe as it stands in a spec, in JSON's own types; the network has its own place there."""
+    return json.loads(json.dumps({key: value for key, value in asdict(recipe).items() if key != "network"}))
 
 
 def _refuse_another_run(recipe: Recipe, spec: Spec, folder: Path) -> None:
@@ -128,24 +119,3 @@ def _resume(folder: Path, net: nn.Module, average: nn.Module, optimizer: torch.o
 
 def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def unpaired(images: Tensor, labels: Tensor) -> Draw:
-    """Batches of pictures with fresh noise: what a teacher learns from."""
-
-    def draw(count: int) -> Batch:
-        chosen = torch.randint(len(images), (count,))
-        return Batch(torch.randn(count, *images.shape[1:]), labels[chosen], values(images[chosen]))
-
-    return draw
-
-
-def paired(pairs: Sequence[Tensor]) -> Draw:
-    """Batches of a teacher's (noise, label, picture): what a student learns from."""
-    noise, labels, images = pairs
-
-    def draw(count: int) -> Batch:
-        chosen = torch.randint(len(images), (count,))
-        return Batch(noise[chosen], labels[chosen], images[chosen])
-
-    return draw

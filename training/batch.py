@@ -1,0 +1,81 @@
+"""Batches: what an objective is given, and where it comes from. All of a sample's chance comes with the sample.
+
+An objective draws nothing itself: its times and coin flips are `coins`, uniform numbers that travel with the sample. So
+a batch cut over processes or over accumulation steps has the loss and the gradient of the whole.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyflow.spec import Spec
+
+from .data import values
+
+COINS = 4  # an objective uses the first ones; the last one drops the label
+
+
+class Batch(NamedTuple):
+    noise: Tensor
+    label: Tensor  # int64 (B,)
+    image: Tensor
+    coins: Tensor  # float32 (B, COINS), uniform in 0..1
+
+    def part(self, index: int, count: int) -> "Batch":
+        """Every `count`-th sample from `index` on: the first share of each part is in the first share of the whole."""
+        return Batch(*(tensor[index::count] for tensor in self))
+
+
+Draw = Callable[[int], Batch]  # a batch of this many, drawn with torch's generator
+
+
+def over(t: Tensor, like: Tensor) -> Tensor:
+    """Times (batch,) shaped to multiply a batch of pictures."""
+    return t.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def drop_labels(batch: Batch, spec: Spec, share: float) -> Batch:
+    """Give each sample, by its own coin, the null label."""
+    if share == 0.0 or spec.network.classes == 0:
+        return batch
+    return batch._replace(label=torch.where(batch.coins[:, -1] < share, spec.network.classes, batch.label))
+
+
+def unpaired(images: Tensor, labels: Tensor, flip: bool = False) -> Draw:
+    """Batches of pictures with fresh noise: what a teacher learns from; with `flip`, half of them mirrored."""
+
+    def draw(count: int) -> Batch:
+        device = images.device
+        chosen = torch.randint(len(images), (count,), device=device)
+        picked = values(images[chosen])
+        if flip:
+            picked = torch.where(over(torch.rand(count, device=device) < 0.5, picked), picked.flip(-1), picked)
+        noise = torch.randn(count, *images.shape[1:], device=device)
+        return Batch(noise, labels[chosen], picked, torch.rand(count, COINS, device=device))
+
+    return draw
+
+
+def endless(points: Callable[[int], Tensor]) -> Draw:
+    """Batches of a law that is known: fresh points each time, no labels."""
+
+    def draw(count: int) -> Batch:
+        image = points(count)
+        label = torch.zeros(count, dtype=torch.int64, device=image.device)
+        return Batch(torch.randn_like(image), label, image, torch.rand(count, COINS, device=image.device))
+
+    return draw
+
+
+def paired(pairs: Sequence[Tensor]) -> Draw:
+    """Batches of a teacher's (noise, label, picture): what a student learns from."""
+    noise, labels, images = pairs
+
+    def draw(count: int) -> Batch:
+        chosen = torch.randint(len(images), (count,), device=images.device)
+        coins = torch.rand(count, COINS, device=images.device)
+        return Batch(noise[chosen], labels[chosen], images[chosen], coins)
+
+    return draw
