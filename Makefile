@@ -71,7 +71,7 @@ $(VENV)/packages: pyproject.toml constraints.txt tools/install_torch.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	tools/install_torch.sh $(VENV)
 	$(BIN)/pip install -q -c constraints.txt setuptools pybind11 cmake ninja
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[demo,data,diffusers,openvino,tensorrt,triton,test,dev]'
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[demo,data,logs,diffusers,openvino,tensorrt,triton,test,dev]'
 	touch $@
 
 $(VENV)/native: $(VENV)/packages $(NATIVE)
