@@ -7,7 +7,7 @@ from .artefact import json_bytes, sha256
 from .engines import manifest as manifests
 from .errors import BackendUnavailable, InvalidArtefact, InvalidInput
 from .sampler import Flow, count
-from .spec import refuse_extra_channels
+from .spec import refuse_other_inputs
 
 THREADS_LIMIT = 1024
 
@@ -71,7 +71,7 @@ def _load_checkpoint(folder: Path, threads: int, device: str, backend: str, prec
     if threads:
         torch.set_num_threads(threads)
     model, spec = checkpoint.load(folder)
-    refuse_extra_channels(spec)
+    refuse_other_inputs(spec)
     identity = checkpoint.weights_sha256(folder)
     if device == "cuda":
         from .engines.cuda import CudaRunner

@@ -1,16 +1,19 @@
 """The networks: an MLP for points and a UNet for pictures, both called as `net(x, s, t, label)`.
 
 s and t are float32 (batch,) times, label is int64 (batch,) with `classes` itself as the null label. A network with
-`times=1` looks at s only; one with `classes=0` looks at no label.
+`times=1` looks at s only; one with `classes=0` looks at no label. A guided one is called `net(x, s, t, label, guidance)`
+with float32 (batch,) guidance above 0; `baked` makes an ordinary one of it.
 """
 
 import copy
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .errors import InvalidInput
 from .spec import MLP, Network, UNet
 
 
@@ -44,14 +47,15 @@ FASTEST_WAVE, SLOWEST_WAVE, WAVES = 100.0, 0.1, 32
 class Condition(nn.Module):
     """Times and class to one vector: sinusoids of each time, two linear layers, a row of the class table added.
 
-    The sinusoids are float32 whatever the dtype of the layers.
+    The sinusoids are float32 whatever the dtype of the layers. Guidance is added as two linear layers of its logarithm.
     """
 
     waves: Tensor
     phases: Tensor
 
-    def __init__(self, classes: int, times: int, hidden: int, width: int) -> None:
+    def __init__(self, spec: Network, hidden: int, width: int) -> None:
         super().__init__()
+        classes, times = spec.classes, spec.times
         waves = torch.logspace(math.log10(SLOWEST_WAVE), math.log10(FASTEST_WAVE), WAVES)
         # A cosine is a sine with a phase: one operation for both. On a small network the number of them is the cost.
         self.register_buffer("waves", waves.repeat(2), persistent=False)
@@ -59,12 +63,17 @@ class Condition(nn.Module):
         self.times = times
         self.project = nn.Sequential(nn.Linear(2 * WAVES * times, hidden), nn.SiLU(), nn.Linear(hidden, width))
         self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.guide = nn.Sequential(nn.Linear(1, hidden), nn.SiLU(), nn.Linear(hidden, width)) if spec.guided else None
 
-    def forward(self, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    def forward(self, s: Tensor, t: Tensor, label: Tensor, guidance: Tensor | None = None) -> Tensor:
         told = (s, t)[: self.times]
         sinusoids = [torch.sin(time[:, None] * self.waves + self.phases) for time in told]
         waves = torch.cat(sinusoids, dim=1) if self.times > 1 else sinusoids[0]
         vector = self.project(waves.to(next(self.project.parameters()).dtype))
+        if self.guide is not None:
+            if guidance is None:
+                raise InvalidInput("guidance is None; expected float32 (batch,) numbers above 0: the network is guided")
+            vector = vector + self.guide(guidance.log()[:, None].to(vector.dtype))
         return vector if self.label is None else vector + self.label(label)
 
 
@@ -72,16 +81,32 @@ class MLPNet(nn.Module):
     def __init__(self, spec: MLP) -> None:
         super().__init__()
         self.spec = spec
-        self.condition = Condition(spec.classes, spec.times, 64, spec.width)
+        self.condition = Condition(spec, 64, spec.width)
         self.enter = nn.Linear(spec.shape[0], spec.width, bias=False)  # the condition has a bias
         self.hidden = nn.ModuleList(nn.Linear(spec.width, spec.width) for _ in range(spec.depth - 1))
         self.leave = nn.Linear(spec.width, spec.shape[0])
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        h = F.silu(torch.addmm(self.condition(s, t, label), x, self.enter.weight.T))
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, label: Tensor, guidance: Tensor | None = None) -> Tensor:
+        h = F.silu(torch.addmm(self.condition(s, t, label, guidance), x, self.enter.weight.T))
         for layer in self.hidden:
             h = F.silu(layer(h))
         return self.leave(h)
+
+
+def baked(model: "MLPNet | UNetNet", guidance: float) -> "MLPNet | UNetNet":
+    """A guided network at one guidance, as an ordinary network: what guidance adds is constant, and goes into a bias."""
+    made = build(replace(model.spec, guided=False))
+    with torch.no_grad():
+        guide = model.condition.guide
+        if guide is None:
+            raise InvalidInput("the network is not guided; expected one that takes the guidance as an input")
+        added = guide(torch.tensor([[guidance]]).log())[0]
+        weights = {
+            name: weight for name, weight in model.state_dict().items() if not name.startswith("condition.guide.")
+        }
+        weights["condition.project.2.bias"] = weights["condition.project.2.bias"] + added
+    made.load_state_dict(weights)
+    return made.train(model.training)
 
 
 def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -141,7 +166,7 @@ class UNetNet(nn.Module):
         super().__init__()
         self.spec = spec
         condition_width = 4 * spec.channels
-        self.condition = Condition(spec.classes, spec.times, condition_width, condition_width)
+        self.condition = Condition(spec, condition_width, condition_width)
         self.enter = nn.Conv2d(spec.shape[0] + spec.extra, spec.channels, 3, padding=1)
 
         widths = [spec.channels * m for m in spec.multipliers]
@@ -171,8 +196,8 @@ class UNetNet(nn.Module):
         self.film_widths = [2 * block.outputs for block in order if isinstance(block, Block)]
         self.film = nn.Linear(condition_width, sum(self.film_widths))
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        films = iter(self.film(F.silu(self.condition(s, t, label))).split(self.film_widths, dim=1))
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, label: Tensor, guidance: Tensor | None = None) -> Tensor:
+        films = iter(self.film(F.silu(self.condition(s, t, label, guidance))).split(self.film_widths, dim=1))
         h = self.enter(x)
         kept = [h]
         for layer in self.down:

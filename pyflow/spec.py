@@ -12,13 +12,14 @@ from .records import from_json
 
 @dataclass(frozen=True)
 class MLP:
-    """A plain network for points: `shape` is (dimensions,)."""
+    """A plain network for points: `shape` is (dimensions,). A `guided` network is told the guidance too."""
 
     shape: tuple[int, ...] = (2,)
     width: int = 256
     depth: int = 4
     classes: int = 0
     times: int = 1
+    guided: bool = False
 
     def __post_init__(self) -> None:
         _expect(len(self.shape) == 1, "an MLP's shape", self.shape, "one number, the dimensions of a point")
@@ -32,7 +33,8 @@ class UNet:
     """A picture network: `shape` is (channels, height, width), `channels` the width at full resolution.
 
     `multipliers` scale the width at each resolution, halving from one to the next; `attention` names the heights at
-    which blocks attend; `extra` is the number of conditioning channels joined to the input.
+    which blocks attend; `extra` is the number of conditioning channels joined to the input; a `guided` network is told
+    the guidance too.
     """
 
     shape: tuple[int, ...] = (3, 32, 32)
@@ -45,6 +47,7 @@ class UNet:
     times: int = 1
     extra: int = 0
     dropout: float = 0.0
+    guided: bool = False
 
     def __post_init__(self) -> None:
         _expect(len(self.shape) == 3, "a UNet's shape", self.shape, "(channels, height, width)")
@@ -116,8 +119,13 @@ class Spec:
         return from_json(cls, rest, where, network=from_json(NETWORKS[kind], network, where))
 
 
-def refuse_extra_channels(spec: Spec) -> None:
-    """For what runs a network on noise alone."""
+def refuse_other_inputs(spec: Spec) -> None:
+    """For what runs a network on a state, its times and a label alone."""
+    if spec.network.guided:
+        raise InvalidInput(
+            "the network takes the guidance as an input; expected one of a fixed guidance: "
+            "`pyflow bake CHECKPOINT --guidance G --out FOLDER` makes that"
+        )
     extra = getattr(spec.network, "extra", 0)
     if extra:
         raise InvalidInput(

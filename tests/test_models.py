@@ -8,7 +8,8 @@ from pyflow.training.recipes import UNET_1M, UNET_9M, UNET_36M
 from tiny import POINTS, UNET, network
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyflow.models import Attention, build, parameters
+from pyflow.errors import InvalidInput
+from pyflow.models import Attention, baked, build, parameters
 from pyflow.spec import MLP, UNet
 
 SIZES = {  # millions of parameters, and of multiply-adds for one 32x32 picture; at most 15% off what the name says
@@ -21,7 +22,8 @@ SIZES = {  # millions of parameters, and of multiply-adds for one 32x32 picture;
 def inputs(spec, batch: int = 4):
     shape = (spec.shape[0] + getattr(spec, "extra", 0), *spec.shape[1:])
     label = torch.arange(batch) % max(1, spec.classes)
-    return torch.randn(batch, *shape), torch.rand(batch), torch.rand(batch), label
+    guidance = [1 + 3 * torch.rand(batch)] if spec.guided else []
+    return torch.randn(batch, *shape), torch.rand(batch), torch.rand(batch), label, *guidance
 
 
 @pytest.fixture
@@ -52,7 +54,10 @@ VARIANTS = {
     "three levels": replace(UNET, multipliers=(1, 2, 3), blocks=2, attention=(8, 2)),
     "mlp": POINTS,
     "mlp, one time": MLP(shape=(5,), width=16, depth=1),
+    "guided": replace(UNET, times=2, guided=True),
+    "guided mlp": replace(POINTS, guided=True),
 }
+GUIDED = {name: spec for name, spec in VARIANTS.items() if spec.guided}
 
 
 @pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS.keys())
@@ -67,12 +72,12 @@ def test_the_prediction_has_the_shape_of_the_picture(spec, batch, seed):
 def test_what_the_network_looks_at(spec, seed):
     """x and s always, t with two times, the label with classes: each of them moves each picture, the others none."""
     net = network(spec, seed)
-    x, s, t, label = inputs(spec)
+    x, s, t, label, *guidance = inputs(spec)
     with torch.no_grad():
-        said = net(x, s, t, label)
+        said = net(x, s, t, label, *guidance)
 
         def moved(*changed) -> list[bool]:
-            return [not torch.equal(a, b) for a, b in zip(net(*changed), said)]
+            return [not torch.equal(a, b) for a, b in zip(net(*changed, *guidance), said)]
 
         assert all(moved(x + 0.1, s, t, label))
         assert all(moved(x, 1 - s / 2, t, label))
@@ -86,6 +91,9 @@ def test_what_the_network_looks_at(spec, seed):
             beside = x.clone()
             beside[:, spec.shape[0] :] += 0.5
             assert all(moved(beside, s, t, label))
+        if spec.guided:
+            more = net(x, s, t, label, guidance[0] + 0.1)
+            assert not any(torch.equal(a, b) for a, b in zip(more, said))
 
 
 @pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS.keys())
@@ -101,13 +109,36 @@ def test_a_picture_does_not_see_its_neighbours(spec, seed):
 @pytest.mark.parametrize("spec", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_weight_gets_a_gradient(spec, seed):
     net = network(spec, seed)
-    x, s, t, label = inputs(spec, batch=8)
+    x, s, t, label, *guidance = inputs(spec, batch=8)
     label = torch.arange(8) % (spec.classes + 1)  # the null label too
-    net(x, s, t, label).square().mean().backward()
+    net(x, s, t, label, *guidance).square().mean().backward()
     silent = [name for name, weight in net.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert not silent, f"seed {seed}: {silent}"
     if spec.classes:
         assert (net.condition.label.weight.grad.abs().amax(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("spec", GUIDED.values(), ids=GUIDED.keys())
+def test_a_baked_network_is_the_guided_one_at_one_guidance(spec, seed, rng):
+    """A fresh state, both times and every label; and another guidance is told apart."""
+    net, guidance = network(spec, seed), float(rng.uniform(0.5, 8))
+    made = baked(net, guidance)
+    *given, told = inputs(spec, batch=8)
+    given[-1] = torch.arange(8) % (spec.classes + 1)
+    with torch.no_grad():
+        wanted, said = net(*given, torch.full_like(told, guidance)), made(*given)
+        other = baked(net, 1.1 * guidance)(*given)
+    assert made.spec == replace(spec, guided=False)
+    assert (said - wanted).abs().max() < 1e-6 * wanted.abs().max(), f"seed {seed}, guidance {guidance}"
+    assert (other - wanted).abs().max() > 1e-3 * wanted.abs().max(), f"seed {seed}, guidance {guidance}"
+
+
+def test_a_guided_network_wants_its_guidance_and_an_ordinary_one_has_none_to_bake(seed):
+    *given, _ = inputs(GUIDED["guided"])
+    with pytest.raises(InvalidInput, match="guidance is None; expected float32"):
+        network(GUIDED["guided"], seed)(*given)
+    with pytest.raises(InvalidInput, match="the network is not guided"):
+        baked(network(UNET, seed), 2.0)
 
 
 def test_a_fresh_unet_says_nothing(seed):

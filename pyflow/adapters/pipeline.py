@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core import VELOCITY
 from ..errors import InvalidInput, NotFinite
-from ..spec import Spec, refuse_extra_channels
+from ..spec import Spec, refuse_other_inputs
 from .convention import safe_arguments
 from .network import PyflowNetwork
 from .scheduler import PyflowScheduler
@@ -33,7 +33,7 @@ class PyflowPipeline(DiffusionPipeline):
             raise InvalidInput(
                 f"unet is a {type(unet).__name__}; expected a PyflowNetwork: load_teacher opens a UNet2DModel"
             )
-        refuse_extra_channels(unet.spec)
+        refuse_other_inputs(unet.spec)
         _refuse_stranger(unet.spec, scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
 

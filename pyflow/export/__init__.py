@@ -16,7 +16,7 @@ from pyflow.engines import manifest as manifests
 from pyflow.engines.manifest import BOUNDS, Bound, File, Manifest
 from pyflow.engines.runner import Runner
 from pyflow.errors import InvalidInput
-from pyflow.spec import Spec, refuse_extra_channels
+from pyflow.spec import Spec, refuse_other_inputs
 from pyflow.timing import versions
 
 from . import aoti, native, onnx, openvino, tensorrt
@@ -50,7 +50,7 @@ def export(
         raise InvalidInput(f"--to is {to!r}; expected one of {', '.join(BUILDERS)}")
     order = order or Order()
     model, spec = checkpoint.load(source)
-    refuse_extra_channels(spec)
+    refuse_other_inputs(spec)
     order.check(spec)
     built = BUILDERS[to](model, spec, order)
     draft = Manifest(
