@@ -1,113 +1,14 @@
 """Recipes: a full training setting each, as a function that returns a frozen dataclass."""
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
-from pyflow.core import PATHS, PREDICTIONS, SOLVERS
 from pyflow.errors import InvalidInput
-from pyflow.spec import MLP, Network, UNet
+from pyflow.spec import MLP, UNet
 
-TIMES = ("uniform", "u-shaped", "logit-normal")
-OPTIMIZERS = ("adamw", "muon")
-SCHEDULES = ("linear", "cosine", "constant")
-PRECISIONS = ("fp32", "bf16")
+from .settings import Options, Recipe
 
-
-def _expect_all(setting: Any, **rules: tuple[bool, str]) -> None:
-    for name, (fits, expected) in rules.items():
-        if not fits:
-            raise InvalidInput(f"{name} is {getattr(setting, name)!r}; expected {expected}")
-
-
-@dataclass(frozen=True)
-class Options:
-    """The settings of the objectives themselves; each objective says which of them it reads."""
-
-    times: str = "uniform"  # how t is drawn where one time is: uniform, u-shaped or logit-normal
-    jump: float = 0.5  # reflow: the share of the batch at t=0
-    huber: float = 0.0  # the pseudo-Huber loss's bend, in root mean squares an element; 0 is the square
-    lpips: float = 0.0  # the weight of LPIPS beside it
-    grid: int = 4  # k-step distillation: the steps of the grid
-    diagonal: float = 0.75  # flow maps: the share of the batch at s=t
-    guidance: float = 1.0  # MeanFlow: guidance inside the target; with a guided network, the largest that it is told
-    adaptive: float = 1.0  # MeanFlow: the power of the adaptive weight; 0 is none
-    learned_weight: bool = False  # e^-w L + w, with w(s, t) learned
-    gap: float = 0.02  # consistency: between the two times that are compared
-
-    def __post_init__(self) -> None:
-        _expect_all(
-            self,
-            times=(self.times in TIMES, f"one of {', '.join(TIMES)}"),
-            jump=(0 <= self.jump <= 1, "0 to 1, a share of the batch"),
-            huber=(0 <= self.huber < math.inf, "0 or more"),
-            lpips=(0 <= self.lpips < math.inf, "0 or more"),
-            grid=(self.grid >= 1, "1 or more steps"),
-            diagonal=(0 < self.diagonal <= 1, "above 0 and at most 1, a share of the batch"),
-            guidance=(1 <= self.guidance < math.inf, "1 (none) or more"),
-            adaptive=(0 <= self.adaptive < math.inf, "0 or more"),
-            gap=(0 < self.gap < 1, "above 0 and below 1"),
-        )
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A full training setting. `half_lives` of the averaged weights are shares of the run: 3-5% suits short ones.
-
-    The first of them is what is published as the checkpoint's weights.
-    """
-
-    name: str
-    objective: str
-    data: str
-    network: Network | None  # none: the teacher's
-    steps: int
-    batch: int
-    learning_rate: float
-    path: str = "linear"
-    prediction: str = "velocity"
-    solver: str = "euler"
-    options: Options = Options()
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    schedule: str = "linear"
-    warmup: float = 0.05
-    half_lives: tuple[float, ...] = (0.04,)
-    label_dropout: float = 0.1
-    flip: bool = False
-    clip: float = 1.0
-    accumulate: int = 1
-    precision: str = "fp32"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _expect_all(
-            self,
-            steps=(self.steps >= 1, "1 or more"),
-            batch=(self.batch >= 1, "1 or more"),
-            learning_rate=(0 < self.learning_rate < math.inf, "a number above 0"),
-            path=(self.path in PATHS, f"one of {', '.join(PATHS)}"),
-            prediction=(self.prediction in PREDICTIONS, f"one of {', '.join(PREDICTIONS)}"),
-            solver=(self.solver in SOLVERS, f"one of {', '.join(SOLVERS)}"),
-            optimizer=(self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
-            weight_decay=(0 <= self.weight_decay < math.inf, "0 or more"),
-            schedule=(self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-            warmup=(0 <= self.warmup <= 1, "0 to 1, a share of the run"),
-            half_lives=(
-                len(self.half_lives) > 0 and all(0 <= share < math.inf for share in self.half_lives),
-                "one or more shares of the run, each 0 or more",
-            ),
-            label_dropout=(0 <= self.label_dropout <= 1, "0 to 1, a share of the labels"),
-            clip=(self.clip > 0, "a number above 0"),
-            accumulate=(
-                self.accumulate >= 1 and self.batch % self.accumulate == 0,
-                f"1 or more, a divisor of batch={self.batch}",
-            ),
-            precision=(self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
-            seed=(0 <= self.seed < 2**63, "0 to 2**63 - 1"),
-        )
-
+__all__ = ["STUDENTS", "TEACHERS", "Options", "Recipe", "recipe"]
 
 # The networks that figures in this project speak of, at 32x32; names tell the parameters.
 UNET_1M = UNet(channels=32, multipliers=(1, 1, 2, 2), blocks=1, attention=(16, 8, 4))
