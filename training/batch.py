@@ -27,6 +27,27 @@ class Batch(NamedTuple):
         """Every `count`-th sample from `index` on: the first share of each part is in the first share of the whole."""
         return Batch(*(tensor[index::count] for tensor in self))
 
+    def share(self, share: float) -> int:
+        """How many samples are this share of the batch: its first ones, so that parts of it agree with the whole."""
+        return int(share * len(self.label))
+
+    def cut(self, share: float) -> tuple["Batch", "Batch"]:
+        """The first share of the batch, and the rest."""
+        at = self.share(share)
+        return Batch(*(tensor[:at] for tensor in self)), Batch(*(tensor[at:] for tensor in self))
+
+
+class Losses(NamedTuple):
+    """A loss a sample, and the times that it was taken at."""
+
+    each: Tensor  # (B,)
+    s: Tensor
+    t: Tensor
+
+
+def joined(first: Losses, rest: Losses) -> Losses:
+    return Losses(*(torch.cat(both) for both in zip(first, rest)))
+
 
 Draw = Callable[[int], Batch]  # a batch of this many, drawn with torch's generator
 

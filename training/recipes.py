@@ -30,7 +30,8 @@ def cfm(data: str = "digits") -> Recipe:
 def reflow(data: str = "digits") -> Recipe:
     """A student of 1, 2 or 4 steps by reflow and distillation on its teacher's pairs; the guidance is in the pairs."""
     batch, steps = (1024, 4000) if data == "checkerboard" else (128, 500)
-    return Recipe("reflow", "reflow", data, None, steps, batch, learning_rate=1e-3, label_dropout=0.0)
+    options = Options(times="u-shaped", jump=0.5, huber=0.03)
+    return Recipe("reflow", "reflow", data, None, steps, batch, learning_rate=1e-3, label_dropout=0.0, options=options)
 
 
 TEACHERS = {"cfm": cfm}

@@ -24,15 +24,15 @@ def _expect_all(setting: Any, **rules: tuple[bool, str]) -> None:
 class Options:
     """The settings of the objectives themselves; each objective says which of them it reads."""
 
-    times: str = "uniform"  # how t is drawn where one time is: uniform, u-shaped or logit-normal
+    times: str = "uniform"  # cfm, reflow, consistency, flow maps: uniform, u-shaped or logit-normal
     jump: float = 0.5  # reflow: the share of the batch at t=0
-    huber: float = 0.0  # the pseudo-Huber loss's bend, in root mean squares an element; 0 is the square
-    lpips: float = 0.0  # the weight of LPIPS beside it
-    grid: int = 4  # k-step distillation: the steps of the grid
+    huber: float = 0.0  # reflow, grid: the pseudo-Huber loss's bend, in root mean squares an element; 0 is the square
+    lpips: float = 0.0  # reflow, grid: the weight of LPIPS beside it
+    grid: int = 4  # grid: its steps
     diagonal: float = 0.75  # flow maps: the share of the batch at s=t
     guidance: float = 1.0  # MeanFlow: guidance inside the target; with a guided network, the largest that it is told
     adaptive: float = 1.0  # MeanFlow: the power of the adaptive weight; 0 is none
-    learned_weight: bool = False  # e^-w L + w, with w(s, t) learned
+    learned_weight: bool = False  # the trainer: e^-w L + w, with w(s, t) learned
     gap: float = 0.02  # consistency: between the two times that are compared
 
     def __post_init__(self) -> None:
