@@ -1,14 +1,17 @@
 """Recipes: a full training setting each, as a function that returns a frozen dataclass."""
 
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pyflow.errors import InvalidInput
-from pyflow.spec import MLP, UNet
+from pyflow.spec import MLP, Network, UNet
 
+from .fields import NETWORK, changed, read_yaml
 from .settings import Options, Recipe
 
-__all__ = ["STUDENTS", "TEACHERS", "Options", "Recipe", "recipe"]
+__all__ = ["SIZES", "STUDENTS", "TEACHERS", "Options", "Recipe", "recipe"]
 
 # The networks that figures in this project speak of, at 32x32; names tell the parameters.
 UNET_1M = UNet(channels=32, multipliers=(1, 1, 2, 2), blocks=1, attention=(16, 8, 4))
@@ -17,35 +20,150 @@ UNET_36M = UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,
 UNET_DIGITS = UNet(shape=(1, 16, 16), channels=24, multipliers=(1, 2, 2), blocks=1, attention=(4,))
 MLP_2D = MLP(shape=(2,), width=256, depth=4)
 
+SIZES = {"1m": UNET_1M, "9m": UNET_9M, "36m": UNET_36M}
+# What a GPU adds: half-lives of 3 and 5% of the run, both kept, and the first one published.
+ON_GPU: dict[str, Any] = {"half_lives": (0.03, 0.05), "flip": True, "precision": "bf16", "compile": True}
 
-def cfm(data: str = "digits") -> Recipe:
-    """A teacher by conditional flow matching."""
+
+def cfm(data: str = "digits", size: str = "1m") -> Recipe:
+    """A teacher by conditional flow matching; the other teachers differ from it in what they name."""
     if data == "checkerboard":
-        return Recipe("cfm", "cfm", data, MLP_2D, steps=4000, batch=1024, learning_rate=1e-3)
+        return Recipe("cfm", "cfm", data, MLP_2D, steps=20_000, batch=2048, learning_rate=1e-3)
     if data == "digits":
         return Recipe("cfm", "cfm", data, UNET_DIGITS, steps=600, batch=128, learning_rate=2e-3)
-    return Recipe("cfm", "cfm", data, UNET_1M, steps=1600, batch=64, learning_rate=1e-3)  # half an hour of one core
+    if size == "1m":  # half an hour of one core
+        return Recipe("cfm", "cfm", data, UNET_1M, steps=1600, batch=64, learning_rate=1e-3)
+    if size == "9m":  # 8.2M pictures
+        return Recipe("cfm", "cfm", data, UNET_9M, steps=16_000, batch=512, learning_rate=6e-4, **ON_GPU)
+    return Recipe("cfm", "cfm", data, UNET_36M, steps=16_000, batch=1024, learning_rate=4e-4, **ON_GPU)
 
 
-def reflow(data: str = "digits") -> Recipe:
+def ddpm(data: str = "digits", size: str = "1m") -> Recipe:
+    """A teacher by denoising diffusion over cosine betas (`--path vp-linear`: linear ones), sampled by DDIM."""
+    return replace(cfm(data, size), name="ddpm", objective="ddpm", path="vp-cosine", prediction="noise", solver="ddim")
+
+
+def _two_times(name: str, data: str, size: str, options: Options) -> Recipe:
+    setting = cfm(data, size)
+    return replace(setting, name=name, objective=name, network=replace(setting.network, times=2), options=options)
+
+
+def _mean_flow(name: str, data: str, size: str) -> Recipe:
+    """Guidance 2 is in the target where there are labels to guide by."""
+    guidance = 1.0 if data == "checkerboard" else 2.0
+    return _two_times(name, data, size, Options(times="logit-normal", diagonal=0.25, guidance=guidance))
+
+
+def meanflow(data: str = "digits", size: str = "1m") -> Recipe:
+    return _mean_flow("meanflow", data, size)
+
+
+def improved_meanflow(data: str = "digits", size: str = "1m") -> Recipe:
+    return _mean_flow("improved-meanflow", data, size)
+
+
+def lsd(data: str = "digits", size: str = "1m") -> Recipe:
+    return _two_times("lsd", data, size, Options(learned_weight=True))
+
+
+def psd_midpoint(data: str = "digits", size: str = "1m") -> Recipe:
+    return _two_times("psd-midpoint", data, size, Options(learned_weight=True))
+
+
+def psd_uniform(data: str = "digits", size: str = "1m") -> Recipe:
+    return _two_times("psd-uniform", data, size, Options(learned_weight=True))
+
+
+def esd(data: str = "digits", size: str = "1m") -> Recipe:
+    return _two_times("esd", data, size, Options(learned_weight=True))
+
+
+def consistency(data: str = "digits", size: str = "1m") -> Recipe:
+    """Consistency training: each step jumps to the picture and noises it anew. Its gap's bias is what it ends with."""
+    return replace(cfm(data, size), name="consistency", objective="consistency", solver="renoise")
+
+
+def reflow(data: str = "digits", size: str = "1m") -> Recipe:
     """A student of 1, 2 or 4 steps by reflow and distillation on its teacher's pairs; the guidance is in the pairs."""
-    batch, steps = (1024, 4000) if data == "checkerboard" else (128, 500)
-    options = Options(times="u-shaped", jump=0.5, huber=0.03)
-    return Recipe("reflow", "reflow", data, None, steps, batch, learning_rate=1e-3, label_dropout=0.0, options=options)
+    setting = cfm(data, size)
+    steps = {"checkerboard": 10_000, "digits": 500}.get(data, setting.steps // 2)
+    batch = {"checkerboard": 2048}.get(data, max(128, setting.batch))
+    return replace(
+        setting,
+        name="reflow",
+        objective="reflow",
+        steps=steps,
+        batch=batch,
+        learning_rate=min(1e-3, setting.learning_rate),
+        options=Options(times="u-shaped", huber=0.03),
+        label_dropout=0.0,
+        flip=False,  # noise and picture belong together
+    )
 
 
-TEACHERS = {"cfm": cfm}
-STUDENTS = {"reflow": reflow}
+def grid(data: str = "digits", size: str = "1m") -> Recipe:
+    """A student of exactly `options.grid` steps, distilled on that grid."""
+    return replace(reflow(data, size), name="grid", objective="grid", options=Options(huber=0.03))
 
 
-def recipe(name: str, data: str, **changes: Any) -> Recipe:
-    """A recipe by name, with some of its fields changed."""
+def lines(data: str = "digits", size: str = "1m") -> Recipe:
+    """A student that says the picture at every time of the straight line to it."""
+    return replace(
+        reflow(data, size), name="lines", objective="lines", prediction="image", solver="ddim", options=Options()
+    )
+
+
+def naive(data: str = "digits", size: str = "1m") -> Recipe:
+    """What `lines` is held against: a student that has seen nothing but pure noise."""
+    return replace(lines(data, size), name="naive", objective="naive")
+
+
+Known = dict[str, Callable[[str, str], Recipe]]
+TEACHERS: Known = {
+    "cfm": cfm,
+    "ddpm": ddpm,
+    "meanflow": meanflow,
+    "improved-meanflow": improved_meanflow,
+    "lsd": lsd,
+    "psd-midpoint": psd_midpoint,
+    "psd-uniform": psd_uniform,
+    "esd": esd,
+    "consistency": consistency,
+}
+STUDENTS: Known = {"reflow": reflow, "grid": grid, "lines": lines, "naive": naive}
+
+
+def recipe(
+    name: str,
+    data: str | None = None,
+    *,
+    size: str | None = None,
+    file: Path | None = None,
+    network: Network | None = None,
+    **changes: Any,
+) -> Recipe:
+    """A recipe by name. Over its own fields go `network`, over these a YAML file's, and over these `changes`.
+
+    Without `data` it is the file's, or the digits.
+    """
     known = TEACHERS | STUDENTS
     if name not in known:
         raise InvalidInput(f"recipe is {name!r}; expected one of {', '.join(known)}")
-    unknown = sorted(set(changes) - {field.name for field in fields(Recipe)})
-    if unknown:
-        raise InvalidInput(
-            f"a recipe has no field {', '.join(unknown)}; it has {', '.join(f.name for f in fields(Recipe))}"
-        )
-    return replace(known[name](data), **changes)
+    written = read_yaml(file) if file else {}
+    if written.get("name", name) != name:
+        raise InvalidInput(f"{file} is a recipe of {written['name']!r}; expected one of {name!r}: name that instead")
+    data = data or written.get("data", "digits")
+    _refuse_size(size, data, any(field.startswith(f"{NETWORK}.") for field in written))
+    setting = known[name](data, size or "1m")
+    return changed(replace(setting, network=network or setting.network), written | changes | {"data": data})
+
+
+def _refuse_size(size: str | None, data: str, written: bool) -> None:
+    if size is None:
+        return
+    if size not in SIZES:
+        raise InvalidInput(f"size is {size!r}; expected one of {', '.join(SIZES)}")
+    if data in ("digits", "checkerboard"):
+        raise InvalidInput(f"size is {size!r}; expected none: the network of {data} comes in one size")
+    if written:
+        raise InvalidInput(f"size is {size!r}; expected none beside a file that names its network")

@@ -60,7 +60,7 @@ class Recipe:
     name: str
     objective: str
     data: str
-    network: Network | None  # none: the teacher's
+    network: Network
     steps: int
     batch: int
     learning_rate: float
@@ -99,7 +99,7 @@ class Recipe:
                 "one or more shares of the run, each 0 or more",
             ),
             label_dropout=(0 <= self.label_dropout <= 1, "0 to 1, a share of the labels"),
-            clip=(self.clip > 0, "a number above 0"),
+            clip=(0 < self.clip < math.inf, "a number above 0"),
             accumulate=(
                 self.accumulate >= 1 and self.batch % self.accumulate == 0,
                 f"1 or more, a divisor of batch={self.batch}",
