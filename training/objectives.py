@@ -106,8 +106,8 @@ def objective(name: str, spec: Spec, options: Options) -> Objective:
         (name not in STRAIGHT or spec.path == "linear", f"path is {spec.path!r}; {name} expected 'linear'"),
         (not guided or name in GUIDED, f"guided is {guided}; {name} expected a network that is told no guidance"),
         (
-            options.guidance == 1 or spec.null_label,
-            f"guidance is {options.guidance:g}; expected 1: the network learns no null label to guide away from",
+            options.guidance == 1 or (name in GUIDED and spec.network.classes > 0),
+            f"guidance is {options.guidance:g}; expected 1: only MeanFlow on labelled data has guidance in its target",
         ),
     ):
         if not fits:
