@@ -4,18 +4,20 @@ The only reader and writer of weights. Every file's hash stands in spec.json: on
 otherwise loads as wrong weights without a word.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from .artefact import json_bytes, publish, read_json, read_verified, sha256
-from .errors import InvalidArtefact
-from .models import build
-from .spec import Spec
+from .errors import InvalidArtefact, InvalidInput
+from .models import build, refuse_misfit
+from .spec import Network, Own, Spec
 
 FORMAT = 1
 WEIGHTS, STATE, SPEC = "weights.safetensors", "state.safetensors", "spec.json"
@@ -25,28 +27,52 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / SPEC).is_file()
 
 
-def save(folder: Path, model: nn.Module, spec: Spec, state: Mapping[str, Tensor] | None = None) -> None:
-    """Publish a checkpoint; `state` is what training needs to go on, none for a checkpoint that is only sampled."""
-    tensors: dict[str, Mapping[str, Tensor]] = {WEIGHTS: model.state_dict()}
+def save(
+    folder: Path,
+    model: nn.Module,
+    spec: Spec,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Publish a checkpoint; `state` is what training needs to go on, none for a checkpoint that is only sampled.
+
+    Weights are kept as they are, or in `dtype`: in bfloat16 the file is half as large, and `load` makes float32 of it.
+    """
+    weights = model.state_dict()
+    if dtype is not None:
+        weights = {name: one.to(dtype) if one.is_floating_point() else one for name, one in weights.items()}
+    tensors: dict[str, Mapping[str, Tensor]] = {WEIGHTS: weights}
     if state is not None:
         tensors[STATE] = state
     save_arrays(folder, SPEC, {"format": FORMAT, "spec": spec.to_json()}, tensors)
 
 
-def load(folder: Path) -> tuple[nn.Module, Spec]:
-    """The model in evaluation mode, and its spec."""
+def load(folder: Path, model: nn.Module | None = None) -> tuple[nn.Module, Spec]:
+    """The model in evaluation mode, and its spec; a network of one's own as a copy of `model` with these weights."""
     record = _record(folder, SPEC)
     spec = _spec(folder, record)
-    model = build(spec.network)
+    loaded = _copy_of(model, spec.network) if model is not None else build(spec.network)
     try:
-        model.load_state_dict(_arrays(folder, record, WEIGHTS))
+        loaded.load_state_dict(_arrays(folder, record, WEIGHTS))
     except RuntimeError as error:
-        raise InvalidArtefact(f"{folder}: the weights do not fit the spec: {error}") from error
+        what = "the spec" if model is None else f"the {type(model).__name__} that was given"
+        raise InvalidArtefact(f"{folder}: the weights do not fit {what}: {error}") from error
     except InvalidArtefact:
         if _record(folder, SPEC) != record:  # a training run published the next checkpoint between the two reads
-            return load(folder)
+            return load(folder, model)
         raise
-    return model.eval(), spec
+    return loaded.eval(), spec
+
+
+def _copy_of(model: nn.Module, network: Network) -> nn.Module:
+    if not isinstance(network, Own):
+        raise InvalidInput(
+            f"model is a {type(model).__name__}; expected None: the checkpoint's network is pyflow's own "
+            f"{type(network).__name__}"
+        )
+    refuse_misfit(model, network)
+    return copy.deepcopy(model)
 
 
 def load_spec(folder: Path) -> Spec:
@@ -69,7 +95,8 @@ def save_arrays(
     with publish(Path(folder)) as fresh:
         hashes = {}
         for name, tensors in files.items():
-            content = save_tensors({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+            # Copies: layers of one's own may share weights, and safetensors refuses tensors of one memory.
+            content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
             (fresh / name).write_bytes(content)
             hashes[name] = sha256(content)
         (fresh / record_name).write_bytes(json_bytes({**record, "sha256": hashes}))

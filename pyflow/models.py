@@ -1,8 +1,8 @@
 """The networks: an MLP for points and a UNet for pictures, both called as `net(x, s, t, label)`.
 
 s and t are float32 (batch,) times, label is int64 (batch,) with `classes` itself as the null label. A network with
-`times=1` looks at s only; one with `classes=0` looks at no label. A guided one is called `net(x, s, t, label, guidance)`
-with float32 (batch,) guidance above 0; `baked` makes an ordinary one of it.
+`times=1` looks at s only; one with `classes=0` looks at no label. A guided one is called
+`net(x, s, t, label, guidance)` with float32 (batch,) guidance above 0; `baked` makes an ordinary one of it.
 """
 
 import copy
@@ -14,11 +14,42 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import InvalidInput
-from .spec import MLP, Network, UNet
+from .spec import MLP, Network, Own, UNet
 
 
 def build(network: Network) -> "MLPNet | UNetNet":
+    if isinstance(network, Own):
+        raise InvalidInput(
+            f"the network is your own {network.name}, and no file names code to run; expected the module too, as in "
+            f"pyflow.load(folder, model={network.name}())"
+        )
     return UNetNet(network) if isinstance(network, UNet) else MLPNet(network)
+
+
+def refuse_misfit(model: nn.Module, network: Own) -> None:
+    """Call a network of one's own once: a prediction of another shape would be broadcast, in a loss and in a step."""
+    device = next((weight.device for weight in model.parameters()), None)
+    x = torch.zeros(2, *network.shape, device=device)
+    s, label = torch.zeros(2, device=device), torch.zeros(2, dtype=torch.int64, device=device)
+    try:
+        with torch.no_grad():
+            said = model(x, s, s + 0.5, label)
+    except (TypeError, RuntimeError, IndexError, ValueError) as error:
+        raise InvalidInput(f"{type(model).__name__} cannot be called net(x, s, t, label): {error}") from error
+    if not isinstance(said, Tensor) or said.shape != x.shape:
+        came = tuple(said.shape) if isinstance(said, Tensor) else type(said).__name__
+        raise InvalidInput(f"{type(model).__name__} made {came} of x {tuple(x.shape)}; expected a tensor of x's shape")
+
+
+def fresh(network: Network, start: nn.Module | None = None) -> nn.Module:
+    """A network to train, with the weights of `start` if one is given; of one's own, a copy of `start`."""
+    if isinstance(network, Own) and start is not None:
+        refuse_misfit(start, network)
+        return copy.deepcopy(start)
+    made = build(network)
+    if start is not None:
+        made.load_state_dict(start.state_dict())
+    return made
 
 
 def random_network(network: Network, seed: int = 0, spread: float = 1.0) -> "MLPNet | UNetNet":
@@ -93,18 +124,15 @@ class MLPNet(nn.Module):
         return self.leave(h)
 
 
-def baked(model: "MLPNet | UNetNet", guidance: float) -> "MLPNet | UNetNet":
-    """A guided network at one guidance, as an ordinary network: what guidance adds is constant, and goes into a bias."""
+def baked(model: nn.Module, guidance: float) -> "MLPNet | UNetNet":
+    """A guided network at one guidance, as an ordinary one: what a constant guidance adds goes into a bias."""
+    if not isinstance(model, MLPNet | UNetNet) or model.condition.guide is None:
+        raise InvalidInput("the network is not guided; expected one that takes the guidance as an input")
     made = build(replace(model.spec, guided=False))
+    weights = {name: weight for name, weight in model.state_dict().items() if ".guide." not in name}
     with torch.no_grad():
-        guide = model.condition.guide
-        if guide is None:
-            raise InvalidInput("the network is not guided; expected one that takes the guidance as an input")
-        added = guide(torch.tensor([[guidance]]).log())[0]
-        weights = {
-            name: weight for name, weight in model.state_dict().items() if not name.startswith("condition.guide.")
-        }
-        weights["condition.project.2.bias"] = weights["condition.project.2.bias"] + added
+        added = model.condition.guide(torch.tensor([[guidance]]).log())[0]
+    weights["condition.project.2.bias"] = weights["condition.project.2.bias"] + added
     made.load_state_dict(weights)
     return made.train(model.training)
 

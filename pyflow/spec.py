@@ -65,8 +65,30 @@ class UNet:
         _expect(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
 
-Network = MLP | UNet
-NETWORKS: dict[str, type[MLP] | type[UNet]] = {"mlp": MLP, "unet": UNet}
+@dataclass(frozen=True)
+class Own:
+    """A network of one's own: any torch module called `net(x, s, t, label)`. `name` is for people, no code to look up.
+
+    x is (batch, *shape), s and t float32 (batch,), label int64 (batch,), `classes` itself being the null label. With
+    times=1 the network looks at s only, with classes=0 at no label, which may then be None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    classes: int = 0
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        _expect(self.name.isidentifier(), "name", self.name, "the name of a class")
+        _expect_common(self)
+
+    @property
+    def guided(self) -> bool:
+        return False
+
+
+Network = MLP | UNet | Own
+NETWORKS: dict[str, type[MLP] | type[UNet] | type[Own]] = {"mlp": MLP, "unet": UNet, "own": Own}
 
 
 @dataclass(frozen=True)

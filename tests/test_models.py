@@ -129,8 +129,9 @@ def test_a_baked_network_is_the_guided_one_at_one_guidance(spec, seed, rng):
         wanted, said = net(*given, torch.full_like(told, guidance)), made(*given)
         other = baked(net, 1.1 * guidance)(*given)
     assert made.spec == replace(spec, guided=False)
-    assert (said - wanted).abs().max() < 1e-6 * wanted.abs().max(), f"seed {seed}, guidance {guidance}"
-    assert (other - wanted).abs().max() > 1e-3 * wanted.abs().max(), f"seed {seed}, guidance {guidance}"
+    # float32 sums in another order: 8e-7 at worst in 300 seeds.
+    assert (said - wanted).norm() < 2e-6 * wanted.norm(), f"seed {seed}, guidance {guidance}"
+    assert (other - wanted).norm() > 1e-4 * wanted.norm(), f"seed {seed}, guidance {guidance}"
 
 
 def test_a_guided_network_wants_its_guidance_and_an_ordinary_one_has_none_to_bake(seed):

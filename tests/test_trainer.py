@@ -203,7 +203,7 @@ def test_the_published_weights_are_the_average_of_the_trained_ones(tmp_path):
     average = {name: value.clone().double() for name, value in net.state_dict().items()}
     optimizer = torch.optim.AdamW(net.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01)
     torch.manual_seed(setting.seed)
-    build(setting.network), build(setting.network)  # the trainer builds two before its first draw
+    build(setting.network)  # the trainer builds one before its first draw
     draw = data(setting)
     for step in range(setting.steps):
         (group,) = optimizer.param_groups

@@ -1,5 +1,6 @@
 """The training loop: one function for every objective, and a resume that continues bit for bit."""
 
+import copy
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from pyflow import checkpoint
 from pyflow.errors import InvalidArtefact, InvalidInput, NotFinite
-from pyflow.models import build
+from pyflow.models import fresh
 from pyflow.spec import Spec
 
 from .batch import Draw, drop_labels
@@ -28,11 +29,8 @@ def train(
     """
     _refuse_another_run(recipe, spec, folder)
     torch.manual_seed(recipe.seed)
-    net = build(spec.network)
-    if start is not None:
-        net.load_state_dict(start.state_dict())
-    average = build(spec.network)
-    average.load_state_dict(net.state_dict())
+    net = fresh(spec.network, start)
+    average = copy.deepcopy(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     done = _resume(folder, net, average, optimizer)
     if done == recipe.steps:
@@ -102,7 +100,7 @@ def _resume(folder: Path, net: nn.Module, average: nn.Module, optimizer: torch.o
         return 0
     state = checkpoint.load_state(folder)
     try:
-        average.load_state_dict(checkpoint.load(folder)[0].state_dict())
+        average.load_state_dict(checkpoint.load_arrays(folder, checkpoint.SPEC, checkpoint.WEIGHTS))
         net.load_state_dict(_under("net.", state))
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", state).items():

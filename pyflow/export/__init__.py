@@ -41,18 +41,20 @@ def export(
     *,
     bound: Bound | None = None,
     judge: Judging | None = None,
+    model: nn.Module | None = None,
 ) -> Manifest:
     """Export the checkpoint `source` as the engine `folder`; ParityError, and nothing published, beyond its bound.
 
-    `bound` replaces that of the precision. `judge` measures distances to keep in the certificate.
+    `bound` replaces that of the precision. `judge` measures distances to keep in the certificate. `model` is the
+    module, where the network is your own.
     """
     if to not in BUILDERS:
         raise InvalidInput(f"--to is {to!r}; expected one of {', '.join(BUILDERS)}")
     order = order or Order()
-    model, spec = checkpoint.load(source)
+    network, spec = checkpoint.load(source, model)
     refuse_other_inputs(spec)
     order.check(spec)
-    built = BUILDERS[to](model, spec, order)
+    built = BUILDERS[to](network, spec, order)
     draft = Manifest(
         backend=to,
         what=order.what,
@@ -66,7 +68,7 @@ def export(
         certificate=None,
         plans=order.plans(spec),
     )
-    files, manifest = _prove(draft, built, model, order, bound or BOUNDS[order.precision], judge)
+    files, manifest = _prove(draft, built, network, order, bound or BOUNDS[order.precision], judge)
     with publish(folder, replaces=manifests.files_of(folder)) as fresh:
         for name, content in files.items():
             (fresh / name).write_bytes(content)

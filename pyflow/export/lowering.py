@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyflow.engines.graph import NO_WEIGHTS, NONE, Buffer, Graph, Kind, Operation, Type
 from pyflow.errors import InvalidInput
 from pyflow.models import Attention, Block, Condition, MLPNet, UNetNet
-from pyflow.spec import Spec
+from pyflow.spec import Own, Spec, refuse_other_inputs
 
 from .packing import Floats, Range, pack
 from .ways import Choose, Layer
@@ -32,6 +32,11 @@ def lower(
     `attention` is the type of its products; bfloat16 takes pixels and a head's channels in pairs.
     """
     network = spec.network
+    refuse_other_inputs(spec)
+    if isinstance(network, Own):
+        raise InvalidInput(
+            f"the network is your own {network.name}, which the native engine does not know: take --to onnx"
+        )
     lowering = _Lowering(Graph(network.shape, network.times, network.classes), choose, ranges or {}, attention)
     if isinstance(model, UNetNet):
         _unet(lowering, model)
