@@ -19,7 +19,7 @@ FLOORS = [
     {"engines", "training"},
     {"loading", "sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
     {"adapters", "certificate", "export", "metrics", "report", "page"},
-    {"cli", "commands", "demo", "latency", "quality", "verify"},
+    {"cli", "commands", "demo", "latency", "quality", "sources", "verify"},
     {"benchmarks", "tests", "examples"},
 ]
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}

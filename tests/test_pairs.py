@@ -1,18 +1,22 @@
 """Pairs: made once, resumed byte for byte, mended shard by shard, and always the picture of their own noise."""
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from pyflow.training import pairs
 from pyflow.training.pairs import PairsSpec
 from tiny import POINTS, UNET, save
+from tqdm import tqdm
 
 from pyflow import commands, load
+from pyflow.cli import main
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.noise import normal
 from pyflow.spec import Spec
@@ -97,7 +101,7 @@ t.pairs.generate(t.teacher, t.SPEC, Path(sys.argv[2]))
 def test_killed_between_any_two_files_it_goes_on_to_the_same_bytes(tmp_path):
     pairs.generate(teacher, SPEC, tmp_path / "whole")
     expected, killed = files(tmp_path / "whole"), 0
-    for at in (0, 1, 4):  # before the first shard, between a shard and its manifest, before the last shard
+    for at in (0, 1, 2, 5):  # before the manifest, before the first shard, between a shard and its record, the last one
         folder = tmp_path / str(at)
         done = subprocess.run([sys.executable, "-c", KILLED, os.path.dirname(__file__), str(folder), str(at)])
         killed += done.returncode == -signal.SIGKILL
@@ -106,7 +110,7 @@ def test_killed_between_any_two_files_it_goes_on_to_the_same_bytes(tmp_path):
         assert {name: came[name] for name in expected} == expected
         assert all(name.endswith(".tmp") for name in set(came) - set(expected))  # what a killed process cannot clear
         pairs.load(folder)
-    assert killed == 3
+    assert killed == 4
 
 
 def test_a_corrupt_shard_and_only_that_one_is_made_again(tmp_path, rng):
@@ -141,6 +145,7 @@ def test_a_corrupt_shard_and_only_that_one_is_made_again(tmp_path, rng):
         {"guidance": 2.0},
         {"count": 11},
         {"shard": 5},
+        {"batch": 3},
     ],
     ids=str,
 )
@@ -155,7 +160,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, change):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 1},
         {"format": None},
         {"spec": None},
         {"spec": {}},
@@ -163,9 +168,6 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, change):
         {"spec": {"shape": 5}},
         {"spec": {"count": 0}},
         {"spec": {"wings": 2}},
-        {"sha256": None},
-        {"sha256": "abc"},
-        {"sha256": {"shard-00000.npy": 5}},
     ],
     ids=str,
 )
@@ -188,10 +190,107 @@ def test_what_is_no_pairs_folder_is_refused(tmp_path):
         pairs.load(tmp_path)
 
 
-@pytest.mark.parametrize(("count", "shard"), [(0, 4), (-1, 4), (4, 0)])
-def test_a_count_below_one_is_refused(count, shard):
-    with pytest.raises(InvalidInput, match="expected 1 or more of each"):
-        PairsSpec("abc", (2,), 3, count, 5, "euler", 2, 1.0, shard)
+@pytest.mark.parametrize(
+    "record",
+    [None, [], {}, {"sha256": "abc"}, {"pairs": SPEC.identity}, {"pairs": SPEC.identity, "sha256": 5}],
+    ids=str,
+)
+def test_a_broken_record_is_refused_and_its_shard_made_again(tmp_path, record):
+    pairs.generate(teacher, SPEC, tmp_path)
+    before = files(tmp_path)
+    (tmp_path / "shard-00001.json").write_text(json.dumps(record) if record else "no JSON")
+    with pytest.raises(InvalidArtefact, match=r"shard-00001"):
+        pairs.load(tmp_path)
+    again = Counted()
+    assert pairs.generate(again, SPEC, tmp_path) == 1
+    assert again.asked == [4]
+    assert files(tmp_path) == before
+
+
+def test_shards_of_other_pairs_never_pass_for_these(tmp_path):
+    """Their folder lost its manifest, or two commands began in one folder."""
+    pairs.generate(teacher, dataclasses.replace(SPEC, seed=6), tmp_path)
+    (tmp_path / pairs.MANIFEST).unlink()
+    assert pairs.generate(teacher, SPEC, tmp_path) == 3
+    pairs.generate(teacher, SPEC, tmp_path.with_name("whole"))
+    assert files(tmp_path) == files(tmp_path.with_name("whole"))
+
+
+def test_a_shard_of_another_shape_is_refused(tmp_path):
+    pairs.generate(lambda first, labels: teacher(first, labels).astype(np.float64), SPEC, tmp_path)
+    with pytest.raises(InvalidArtefact, match=r"holds float64 \(4, 2\); expected float32 \(4, 2\)"):
+        pairs.load(tmp_path)
+
+
+def test_the_manifest_says_what_made_the_pairs_as_the_first_run_told_it(tmp_path):
+    for origin in ({"pyflow": "1.0"}, {"pyflow": "2.0"}):
+        pairs.generate(teacher, SPEC, tmp_path, origin=origin)
+    assert json.loads((tmp_path / pairs.MANIFEST).read_text())["origin"] == {"pyflow": "1.0"}
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_a_teacher_is_asked_a_batch_at_a_time_and_progress_counts_pairs(tmp_path, monkeypatch, batch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **told):
+            super().__init__(**told, disable=True)
+            bars.append([told["initial"], told["total"]])
+
+        def update(self, done):
+            bars[-1].append(done)
+
+    monkeypatch.setattr(pairs, "tqdm", Bar)
+    spec, asked = dataclasses.replace(SPEC, batch=batch), Counted()
+    pairs.generate(asked, spec, tmp_path)
+    assert asked.asked == [first for start in (0, 4, 8) for first in range(start, min(start + 4, 10), batch)]
+    (tmp_path / "shard-00001.npy").unlink()
+    pairs.generate(teacher, spec, tmp_path)
+    assert [bar[:2] for bar in bars] == [[0, 10], [6, 10]]
+    assert [sum(bar[2:]) for bar in bars] == [10, 4]
+    pairs.generate(teacher, SPEC, tmp_path.with_name("whole"))
+    for one, other in zip(pairs.load(tmp_path)[0], pairs.load(tmp_path.with_name("whole"))[0]):
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": -1}, {"shard": 0}, {"batch": 0}], ids=str)
+def test_a_count_below_one_is_refused(wrong):
+    with pytest.raises(InvalidInput, match=f"{next(iter(wrong))} of the pairs is .*; expected 1 or more"):
+        dataclasses.replace(SPEC, **wrong)
+
+
+# ---- several processes
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_ranks_share_the_shards(tmp_path, world):
+    pairs.generate(teacher, SPEC, tmp_path / "whole")
+    made = [pairs.generate(teacher, SPEC, tmp_path / "run", rank=rank, world=world) for rank in range(world)]
+    assert sum(made) == 3
+    assert max(made) <= 2
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def asked_for(checkpoint, folder) -> list[str]:
+    return ["pairs", str(checkpoint), "--out", str(folder), *"--count 330 --shard 16 --steps 3 --seed 4".split()]
+
+
+@pytest.mark.slow
+def test_torchrun_makes_the_bytes_of_one_process_and_a_killed_rank_is_made_up_for(tmp_path, tiny_checkpoint, rng):
+    command = [sys.executable, "-m", "pyflow.cli", *asked_for(tiny_checkpoint, tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": "2"}
+    ranks = [subprocess.Popen(command, env={**environment, "RANK": str(rank)}) for rank in range(2)]
+    victim, after = int(rng.integers(2)), int(rng.integers(8))
+    while len([*(tmp_path / "run").glob("shard-*.json")]) < after and ranks[victim].poll() is None:
+        time.sleep(0.001)
+    ranks[victim].kill()
+    assert [rank.wait() for rank in ranks][1 - victim] == 0
+    came = files(tmp_path / "run")
+    assert len([name for name in came if name.endswith(".json")]) < 22, "it was killed in time"
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launcher, "-m", "pyflow.cli", *command[3:]], env=environment, check=True)
+    assert main(asked_for(tiny_checkpoint, tmp_path / "whole")) == 0
+    came = files(tmp_path / "run")
+    assert {name: content for name, content in came.items() if not name.endswith(".tmp")} == files(tmp_path / "whole")
 
 
 # ---- through the commands

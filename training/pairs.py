@@ -1,10 +1,12 @@
 """Pairs (noise, label, picture): what a teacher makes of known noise, and what its student learns from.
 
-A folder of `shard-00000.npy` files with `manifest.json`. Noise and labels are not stored: both follow from (seed,
-index). Each shard's hash is in the manifest, so a broken shard is noticed, and only that one is made again.
+A folder of `shard-00000.npy` files, a record beside each, `shard-00000.json`, with its hash, and `manifest.json`, which
+says what the pairs are. Noise and labels are not stored: both follow from (seed, index). A broken shard is noticed, and
+only that one is made again. Every file has one writer, so several processes may make one folder.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,11 +17,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyflow import native
 from pyflow.artefact import json_bytes, read_json, read_verified, sha256, write_file
 from pyflow.errors import InvalidArtefact, InvalidInput
-from pyflow.noise import normal
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 # (first picture, labels) to the pictures' final states, float32
@@ -39,81 +41,137 @@ class PairsSpec:
     steps: int
     guidance: float
     shard: int = 512
+    batch: int = 64  # pictures a call of the teacher: most backends round a sum as the batch is cut
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.shard < 1:
-            raise InvalidInput(f"pairs: count is {self.count}, shard {self.shard}; expected 1 or more of each")
+        for name in ("count", "shard", "batch"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} of the pairs is {getattr(self, name)}; expected 1 or more")
+
+    @property
+    def identity(self) -> str:
+        """What a shard's record names, so that shards of other pairs never pass for these."""
+        return sha256(json_bytes(asdict(self)))
 
     def labels(self, first: int, count: int) -> np.ndarray:
         """Classes in turn, so that each has its share."""
         return np.arange(first, first + count) % max(1, self.classes)
 
+    def starts(self, rank: int = 0, world: int = 1) -> range:
+        """The first pictures of the shards that are `rank`'s."""
+        return range(rank * self.shard, self.count, world * self.shard)
 
-def generate(teacher: Teacher, spec: PairsSpec, folder: Path) -> int:
-    """Make the shards that are missing or broken; the number made. Killed at any point, it goes on from there."""
-    hashes = _known_shards(spec, folder)
-    starts = range(0, spec.count, spec.shard)
-    missing = [start for start in starts if not _intact(folder, _name(spec, start), hashes)]
-    bar = tqdm(
-        total=spec.count, initial=spec.count - sum(_size(spec, start) for start in missing), desc="pairs", unit="pair"
-    )
-    for start in missing:
-        size = _size(spec, start)
-        content = BytesIO()
-        np.save(content, teacher(start, spec.labels(start, size)), allow_pickle=False)
-        write_file(folder / _name(spec, start), content.getvalue())
-        hashes[_name(spec, start)] = sha256(content.getvalue())
-        write_file(folder / MANIFEST, json_bytes({"format": FORMAT, "spec": asdict(spec), "sha256": hashes}))
-        bar.update(size)
-    bar.close()
+    def size(self, start: int) -> int:
+        return min(self.shard, self.count - start)
+
+    def name(self, start: int) -> str:
+        return f"shard-{start // self.shard:05d}.npy"
+
+
+def place() -> tuple[int, int]:
+    """This process's rank and how many there are, as torchrun tells."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def generate(
+    teacher: Teacher,
+    spec: PairsSpec,
+    folder: Path,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> int:
+    """Make the shards that are missing or broken; the number made. Killed at any point, it goes on from there.
+
+    `origin` is for readers: it stands in the manifest as the first run told it. Of `world` processes, each makes every
+    `world`-th shard, whatever is there: they don't look at the folder at the same moment.
+    """
+    _open(spec, origin or {}, folder)
+    starts = spec.starts(rank, world)
+    missing = [start for start in starts if not _intact(spec, start, folder)]
+    total, left = (sum(map(spec.size, some)) for some in (starts, missing))
+    name = "pairs" if world == 1 else f"pairs, {rank + 1} of {world}"
+    with tqdm(total=total, initial=total - left, desc=name, unit="pair", position=rank) as bar:
+        for start in missing:
+            content = BytesIO()
+            np.save(content, _pictures(teacher, spec, start, bar), allow_pickle=False)
+            write_file(folder / spec.name(start), content.getvalue())
+            record = {"pairs": spec.identity, "sha256": sha256(content.getvalue())}
+            write_file(_record(folder, spec, start), json_bytes(record))
     return len(missing)
+
+
+def _pictures(teacher: Teacher, spec: PairsSpec, start: int, bar: "tqdm[Any]") -> np.ndarray:
+    made = []
+    end = start + spec.size(start)
+    for first in range(start, end, spec.batch):
+        labels = spec.labels(first, min(spec.batch, end - first))
+        made.append(teacher(first, labels))
+        bar.update(len(labels))
+    return np.concatenate(made)
 
 
 def load(folder: Path) -> tuple[tuple[Tensor, Tensor, Tensor], PairsSpec]:
     """All pairs as tensors (noise, labels, pictures); every shard's hash is checked."""
-    spec, hashes = _manifest(folder)
-    pictures = []
-    for start in range(0, spec.count, spec.shard):
-        name = _name(spec, start)
-        if name not in hashes:
-            raise InvalidArtefact(f"{folder} has no {name} yet; run `pyflow pairs` again to finish it")
-        pictures.append(np.load(BytesIO(read_verified(folder, name, hashes[name])), allow_pickle=False))
-    noise = normal(spec.seed, 0, spec.count, int(np.prod(spec.shape)), 0).reshape(spec.count, *spec.shape)
-    labels = torch.from_numpy(spec.labels(0, spec.count))
-    return (torch.from_numpy(noise), labels, torch.from_numpy(np.concatenate(pictures))), spec
+    spec = read_spec(folder)
+    noise, pictures = (torch.empty(spec.count, *spec.shape) for _ in range(2))
+    for start in spec.starts():
+        content = _verified(spec, start, folder)
+        part = slice(start, start + spec.size(start))
+        shard = np.load(BytesIO(content), allow_pickle=False)
+        if shard.shape != (spec.size(start), *spec.shape) or shard.dtype != np.float32:
+            raise InvalidArtefact(
+                f"{folder / spec.name(start)} holds {shard.dtype} {shard.shape}; expected float32 "
+                f"{(spec.size(start), *spec.shape)}: make the pairs again"
+            )
+        pictures[part] = torch.from_numpy(shard)
+        drawn = native.normal(spec.seed, start, spec.size(start), int(np.prod(spec.shape)), 0)
+        noise[part] = torch.from_numpy(drawn).reshape(noise[part].shape)
+    return (noise, torch.from_numpy(spec.labels(0, spec.count)), pictures), spec
 
 
-def _known_shards(spec: PairsSpec, folder: Path) -> dict[str, str]:
-    if not (folder / MANIFEST).exists():
-        return {}
-    found, hashes = _manifest(folder)
-    if found != spec:
-        changed = [f"{name} {old!r}" for name, old in asdict(found).items() if old != getattr(spec, name)]
-        raise InvalidInput(f"{folder} holds other pairs ({', '.join(changed)}); name another folder or remove it")
-    return hashes
-
-
-def _manifest(folder: Path) -> tuple[PairsSpec, dict[str, str]]:
+def read_spec(folder: Path) -> PairsSpec:
     data: Any = read_json(folder / MANIFEST)
     try:
         if data["format"] != FORMAT:
-            raise InvalidArtefact(f"{folder / MANIFEST} has format {data['format']!r}; this pyflow reads {FORMAT}")
-        return PairsSpec(**{**data["spec"], "shape": tuple(data["spec"]["shape"])}), {**data["sha256"]}
+            raise InvalidArtefact(
+                f"{folder / MANIFEST} has format {data['format']!r}; this pyflow reads {FORMAT}: "
+                "make the pairs again, in another folder"
+            )
+        return PairsSpec(**{**data["spec"], "shape": tuple(data["spec"]["shape"])})
     except (KeyError, TypeError, InvalidInput) as error:
         raise InvalidArtefact(f"{folder / MANIFEST} is not a pairs manifest ({error}); make the pairs again") from error
 
 
-def _intact(folder: Path, name: str, hashes: dict[str, str]) -> bool:
+def _open(spec: PairsSpec, origin: Mapping[str, Any], folder: Path) -> None:
+    """Write the manifest, or refuse another's. Processes that start together write the same bytes."""
+    if not (folder / MANIFEST).exists():
+        write_file(folder / MANIFEST, json_bytes({"format": FORMAT, "spec": asdict(spec), "origin": origin}))
+    found = read_spec(folder)
+    if found != spec:
+        changed = [f"{name} {old!r}" for name, old in asdict(found).items() if old != getattr(spec, name)]
+        raise InvalidInput(f"{folder} holds other pairs ({', '.join(changed)}); name another folder or remove it")
+
+
+def _verified(spec: PairsSpec, start: int, folder: Path) -> bytes:
+    if not _record(folder, spec, start).exists():
+        raise InvalidArtefact(f"{folder} has no {spec.name(start)} yet; run `pyflow pairs` again to finish it")
+    record: Any = read_json(_record(folder, spec, start))
+    if not isinstance(record, dict) or record.get("pairs") != spec.identity:
+        raise InvalidArtefact(f"{folder / spec.name(start)} belongs to other pairs than its folder; make it again")
+    return read_verified(folder, spec.name(start), record.get("sha256", "none"))
+
+
+def _intact(spec: PairsSpec, start: int, folder: Path) -> bool:
+    if not _record(folder, spec, start).exists():
+        return False
     try:
-        return name in hashes and bool(read_verified(folder, name, hashes[name]))
+        return bool(_verified(spec, start, folder))
     except InvalidArtefact as error:
         tqdm.write(f"made again: {error}")
         return False
 
 
-def _name(spec: PairsSpec, start: int) -> str:
-    return f"shard-{start // spec.shard:05d}.npy"
-
-
-def _size(spec: PairsSpec, start: int) -> int:
-    return min(spec.shard, spec.count - start)
+def _record(folder: Path, spec: PairsSpec, start: int) -> Path:
+    return (folder / spec.name(start)).with_suffix(".json")

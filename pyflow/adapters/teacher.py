@@ -1,6 +1,7 @@
 """The other end: what diffusers trained, in pyflow's loop. A DDIMScheduler's steps are rows; its table is a path."""
 
 import copy
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from torch import Tensor
 
 from .. import core, native
 from ..artefact import json_bytes, sha256
-from ..engines.runner import LoopRunner
-from ..errors import InvalidArtefact, InvalidInput
+from ..engines.runner import Request
+from ..errors import BackendUnavailable, InvalidArtefact, InvalidInput
+from ..native import Samples
 from ..sampler import Flow
 from ..spec import Spec, UNet
 from .convention import PREDICTION_TYPES, index_of_time, safe_arguments, time_of_index
@@ -43,19 +46,26 @@ def plan_of(scheduler: DDIMScheduler, steps: int, eta: float = 0.0) -> core.Plan
     A row ends where diffusers says it does, one stride below its timestep. Where the stride does not divide the table
     (linspace, trailing) that is not quite the next row's timestep: diffusers' pictures have this in them.
     """
-    config = scheduler.config
-    _refuse_clamps(config)
-    indices = config.num_train_timesteps
+    _refuse_unknown(scheduler.config)
+    if scheduler.config.clip_sample:
+        raise InvalidInput(
+            "clip_sample is True: a step that clamps the image is not linear, so no row can say it; a Teacher clamps "
+            "in its own network call, or set it to False: DDIMScheduler.from_config(scheduler.config, clip_sample=False)"
+        )
+    path, prediction_type = path_of(scheduler), scheduler.config.prediction_type
+    plan = [_row(path, prediction_type, (s, t) if t == 1.0 else (s, t, 1.0), eta) for s, t in _times(scheduler, steps)]
+    return _ended(plan)
+
+
+def _times(scheduler: DDIMScheduler, steps: int) -> list[tuple[float, float]]:
+    """Where each step begins and ends."""
+    indices = scheduler.config.num_train_timesteps
     if not 1 <= steps <= indices:
         raise InvalidInput(f"steps is {steps}; expected 1 to {indices}, the scheduler's timesteps")
     visited = copy.copy(scheduler)
     visited.set_timesteps(steps)
-    path, plan = path_of(scheduler), []
-    for index in visited.timesteps.tolist():
-        s, t = (time_of_index(k, indices) for k in (index, max(index - indices // steps, -1)))
-        plan.append(_row(path, config.prediction_type, (s, t) if t == 1.0 else (s, t, 1.0), eta))
-    plan[-1] = plan[-1]._replace(ka=1.0, ks=0.0)  # what a mask keeps comes back unchanged, wherever the table ends
-    return plan
+    ends = ((index, max(index - indices // steps, -1)) for index in visited.timesteps.tolist())
+    return [(time_of_index(index, indices), time_of_index(end, indices)) for index, end in ends]
 
 
 def _row(path: core.Path, prediction_type: str, grid: tuple[float, ...], eta: float) -> core.Row:
@@ -67,13 +77,26 @@ def _row(path: core.Path, prediction_type: str, grid: tuple[float, ...], eta: fl
     return row._replace(a=row.a + row.b * path.alpha(grid[0]), b=-row.b * path.sigma(grid[0]))
 
 
-def _refuse_clamps(config: Any) -> None:
-    for name in ("clip_sample", "thresholding"):
-        if config[name]:
-            raise InvalidInput(
-                f"{name} is True: a step that clamps the image is not linear, so no row can say it; set it to False: "
-                f"DDIMScheduler.from_config(scheduler.config, {name}=False)"
-            )
+def _ended(plan: core.Plan) -> core.Plan:
+    """What a mask keeps comes back unchanged, wherever the table ends."""
+    return [*plan[:-1], plan[-1]._replace(ka=1.0, ks=0.0)]
+
+
+def _clamped_plan(scheduler: DDIMScheduler, steps: int, eta: float) -> core.Plan:
+    """Rows whose prediction is the next state itself, but for its fresh noise; they tell where they end."""
+    path, plan = path_of(scheduler), []
+    for s, t in _times(scheduler, steps):
+        fresh = core.ddim(path, core.IMAGE, (s, t) if t == 1.0 else (s, t, 1.0), eta)[0].n
+        plan.append(core.Row(s, t, 0.0, 1.0, 0.0, fresh, path.alpha(t), path.sigma(t)))
+    return _ended(plan)
+
+
+def _refuse_unknown(config: Any) -> None:
+    if config.thresholding:
+        raise InvalidInput(
+            "thresholding is True: how far it clamps depends on the picture; set it to False: "
+            "DDIMScheduler.from_config(scheduler.config, thresholding=False)"
+        )
     if config.prediction_type not in PREDICTION_TYPES:
         raise InvalidInput(
             f"prediction_type is {config.prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}"
@@ -81,10 +104,13 @@ def _refuse_clamps(config: Any) -> None:
 
 
 class Teacher(Flow):
-    """A UNet2DModel in pyflow's loop, with the rows of its own table. Of its spec's network, shape and classes hold."""
+    """A UNet2DModel in pyflow's loop, with the rows of its own table. Of its spec's network, shape and classes hold.
 
-    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, identity: str) -> None:
-        _refuse_clamps(scheduler.config)
+    Where the scheduler clips the image that the network tells, so does each step here.
+    """
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, identity: str, device: str = "cpu") -> None:
+        _refuse_unknown(scheduler.config)
         config = unet.config
         if config.out_channels != config.in_channels:
             raise InvalidInput(
@@ -96,10 +122,14 @@ class Teacher(Flow):
                 f"class_embed_type is {config.class_embed_type!r}; expected None: classes, or none at all"
             )
         size = config.sample_size
+        if size is None:
+            raise InvalidInput("sample_size is None; expected the size of a picture, in the config of the UNet2DModel")
         shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
         network = UNet(shape, 8, (1,), attention=(), heads=1, classes=config.num_class_embeds or 0)
-        spec = Spec(network, "vp-linear", PREDICTION_TYPES[scheduler.config.prediction_type], "ddim")
-        super().__init__(_runner(unet.eval(), shape, scheduler), spec, "diffusers", identity)
+        prediction = PREDICTION_TYPES[scheduler.config.prediction_type]
+        told = {"scheduler": json.loads(scheduler.to_json_string())}
+        spec = Spec(network, "vp-linear", prediction, "ddim", provenance=told)
+        super().__init__(_Runner(unet.eval().to(device), shape, scheduler), spec, "diffusers", identity)
         self.scheduler = scheduler
 
     def plan(self, steps: int | None = None, solver: str | None = None, grid: Any = "uniform") -> core.Plan:
@@ -108,34 +138,70 @@ class Teacher(Flow):
             raise InvalidInput(f"solver is {solver!r}; expected ddim or ddpm, which need no rates")
         if grid != "uniform":
             raise InvalidInput(f"grid is {grid!r}; expected none: the timesteps are the scheduler's own")
-        return plan_of(self.scheduler, steps or 1, eta=1.0 if solver == "ddpm" else 0.0)
+        rows = _clamped_plan if self.scheduler.config.clip_sample else plan_of
+        return rows(self.scheduler, steps or 1, 1.0 if solver == "ddpm" else 0.0)
 
 
-def _runner(unet: UNet2DModel, shape: tuple[int, ...], scheduler: DDIMScheduler) -> LoopRunner:
-    indices, classes = scheduler.config.num_train_timesteps, unet.config.num_class_embeds
+class _Runner:
+    """The UNet2DModel under the C++ loop; clamped, it makes the next state of a row, which its fresh noise decides too."""
 
-    def predict(x: np.ndarray, s: np.ndarray, t: np.ndarray, label: np.ndarray, out: np.ndarray) -> None:
-        labels = torch.from_numpy(label.copy()) if classes else None
-        with torch.inference_mode():
-            told = unet(torch.from_numpy(x.copy()), index_of_time(float(s[0]), indices), class_labels=labels).sample
-            torch.from_numpy(out).copy_(told)
+    def __init__(self, unet: UNet2DModel, shape: tuple[int, ...], scheduler: DDIMScheduler) -> None:
+        self.unet, self.shape, self.config = unet, shape, scheduler.config
+        self.path = path_of(scheduler)
 
-    return LoopRunner(native.callable_denoiser(predict, shape))
+    def run(self, request: Request) -> Samples:
+        fresh = {self._index(row.s): row.n for row in request.plan}
+
+        def predict(x: np.ndarray, s: np.ndarray, t: np.ndarray, label: np.ndarray, out: np.ndarray) -> None:
+            index = self._index(float(s[0]))
+            with torch.inference_mode():
+                state = torch.from_numpy(x.copy()).to(self.unet.device)
+                labels = torch.from_numpy(label.copy()).to(state.device) if self.unet.config.num_class_embeds else None
+                told = self.unet(state, index, class_labels=labels).sample
+                if self.config.clip_sample:
+                    told = self._next(state, told, float(s[0]), float(t[0]), fresh[index])
+                torch.from_numpy(out).copy_(told)
+
+        return native.sample(native.callable_denoiser(predict, self.shape), **vars(request))
+
+    def _index(self, t: float) -> int:
+        return index_of_time(t, self.config.num_train_timesteps)
+
+    def _next(self, x: Tensor, p: Tensor, s: float, t: float, fresh: float) -> Tensor:
+        """`DDIMScheduler.step`: the noise stays what the network says, whatever becomes of the image."""
+        told = _split(self.path, self.config.prediction_type, s)
+        reach = self.config.clip_sample_range
+        image = (told.image_x * x + told.image_p * p).clamp(-reach, reach)
+        kept = max(self.path.sigma(t) ** 2 - fresh**2, 0.0) ** 0.5
+        return self.path.alpha(t) * image + kept * (told.noise_x * x + told.noise_p * p)
 
 
-def load_teacher(folder: str | Path, clip_sample: bool | None = None) -> Teacher:
+def _split(path: core.Path, prediction_type: str, s: float) -> core.Split:
+    alpha, sigma = path.alpha(s), path.sigma(s)
+    if prediction_type == "v_prediction":
+        return core.Split(alpha, -sigma, sigma, alpha)
+    return core.split(path, PREDICTION_TYPES[prediction_type], s)
+
+
+def load_teacher(folder: str | Path, clip_sample: bool | None = None, threads: int = 0, device: str = "cpu") -> Teacher:
     """Open a folder of DDIMPipeline or DDPMPipeline (model_index.json, a UNet2DModel in safetensors, a scheduler).
 
-    clip_sample False turns off the clamping that most of these folders ask for, and that no row can say.
+    clip_sample: None for what the folder asks for.
     """
     if not Path(folder).is_dir():
         raise InvalidArtefact(f"{folder} is no folder; expected a pipeline that diffusers saved: download it first")
+    if device not in ("cpu", "cuda"):
+        raise InvalidInput(f"device is {device!r}; a teacher of diffusers runs on cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable(f"device is 'cuda' and torch {torch.__version__} sees no GPU; expected one, or cpu")
+    if threads:
+        torch.set_num_threads(threads)
     pipeline = DDIMPipeline.from_pretrained(folder, **safe_arguments(folder, {}), local_files_only=True)
     if not isinstance(pipeline.unet, UNet2DModel):
         raise InvalidInput(f"{folder} holds a {type(pipeline.unet).__name__}; expected a UNet2DModel")
     told = {} if clip_sample is None else {"clip_sample": clip_sample}
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **told)
-    return Teacher(pipeline.unet, scheduler, _identity(Path(folder), pipeline.unet.config, scheduler.config))
+    return Teacher(pipeline.unet, scheduler, _identity(Path(folder), pipeline.unet.config, scheduler.config), device)
 
 
 def _identity(folder: Path, *configs: Mapping[str, Any]) -> str:
