@@ -1,8 +1,10 @@
 """Data sets: pictures and labels from parquet files as they were written; one clear sentence for what does not fit."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -15,8 +17,8 @@ pa = pytest.importorskip("pyarrow")
 PIL_Image = pytest.importorskip("PIL.Image")
 
 from pyflow.training import classifier  # noqa: E402
-from pyflow.training.batch import unpaired  # noqa: E402
-from pyflow.training.data import load_dataset, values  # noqa: E402
+from pyflow.training.batch import endless, unpaired  # noqa: E402
+from pyflow.training.data import checkerboard_points, load_dataset, values  # noqa: E402
 
 from pyflow import checkpoint, commands  # noqa: E402
 from pyflow.errors import BackendUnavailable, InvalidInput  # noqa: E402
@@ -142,6 +144,11 @@ def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"nowhere'; expected one of .*cifar10, or a folder .* that is there"):
         load_dataset(str(nowhere))
     folder.mkdir()
+    with pytest.raises(
+        InvalidInput, match=r"odd holds no pictures for train; expected train/CLASS/\*\.png, .*train-\*.par"
+    ):
+        load_dataset(str(folder))
+    write(folder / "test-0.parquet", [png(GOOD)], [1])
     with pytest.raises(InvalidInput, match=r"odd holds no train-\*.parquet; expected files as of the hub's cifar10"):
         load_dataset(str(folder))
     file = folder / "train-0.parquet"
@@ -154,6 +161,120 @@ def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InvalidInput, match="train of odd cannot be read"):
         load_dataset(str(folder))
+
+
+def save(picture: np.ndarray, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    PIL_Image.fromarray(picture).save(file)
+
+
+@pytest.fixture
+def album(rng, tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A folder of pictures in three classes, two of which are held out too; the pictures by their places."""
+    folder = tmp_path / "album [of] *"
+    names = [
+        f"{part}/{kind}/{index}.png" for part in ("train", "test") for kind in ("a cat", "dog") for index in (0, 1)
+    ]
+    pictures = dict(zip([*names, "train/eel/0.PNG", "train/eel/1.bmp"], colours(rng, 10)))
+    for name, picture in pictures.items():
+        save(picture, folder / name)
+    (folder / "train/dog/metadata.csv").write_text("file_name,label\n0.png,7\n")
+    (folder / "train/dog/.hidden.png").write_bytes(b"no picture")
+    (folder / "train/nothing").mkdir()
+    return folder, pictures
+
+
+def test_a_folder_of_pictures_is_numbered_by_the_names_of_its_classes(album, monkeypatch):
+    folder, pictures = album
+    monkeypatch.chdir(folder.parent)
+    for part, place in (("train", folder), ("test", Path(folder.name))):  # a relative name is as good
+        data = load_dataset(str(place), part)
+        assert (data.name, data.shape, data.classes, data.images.dtype) == (folder.name, (3, 8, 8), 3, torch.uint8)
+        found = {(image.numpy().tobytes(), int(label)) for image, label in zip(data.images, data.labels)}
+        kinds = ["a cat", "dog", "eel"]
+        assert found == {
+            (picture.transpose(2, 0, 1).tobytes(), kinds.index(name.split("/")[1]))
+            for name, picture in pictures.items()
+            if name.startswith(part)
+        }
+
+
+@pytest.mark.parametrize("place", ["album", "album/train"])
+def test_pictures_without_classes_are_of_none(place, rng, tmp_path):
+    pictures = colours(rng, 3)
+    for index, picture in enumerate(pictures):
+        save(picture, tmp_path / place / f"{index}.png")
+    data = load_dataset(str(tmp_path / "album"))
+    assert (data.classes, data.labels.tolist()) == (0, [0, 0, 0])
+    np.testing.assert_array_equal(data.images.numpy(), pictures.transpose(0, 3, 1, 2))
+    with pytest.raises(InvalidInput, match=r"album holds no pictures for test; expected test/CLASS/\*\.png"):
+        load_dataset(str(tmp_path / "album"), "test")
+
+
+def deep() -> bytes:
+    """A PNG of 16 bits a colour, which Pillow reads and does not write."""
+    rows = zlib.compress(b"".join(b"\0" + bytes(8 * 6) for _ in range(8)))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def moving(rng) -> bytes:
+    file = BytesIO()
+    first, second = (PIL_Image.fromarray(picture) for picture in colours(rng, 2))
+    first.save(file, "WEBP", save_all=True, append_images=[second], duration=100)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (lambda rng: png(colours(rng, 1)[0, :, :, 0])["bytes"], "has the mode 'L'; expected 'RGB'"),
+        (lambda rng: png(colours(rng, 1, 9)[0])["bytes"], r"has shape \(3, 9, 9\); expected \(3, 8, 8\)"),
+        (lambda rng: deep(), "has 16 bits a colour; expected 8"),
+        (lambda rng: png(np.zeros((8, 8), np.uint16))["bytes"], "has the mode 'I;16'; expected 'RGB'"),
+        (moving, "is animated; expected one picture"),
+        (lambda rng: b"nonsense", "is no picture that Pillow reads"),
+        (lambda rng: b"", "is no picture that Pillow reads"),
+    ],
+    ids=["grey", "another size", "16 bits", "16 bits, grey", "animated", "unreadable", "empty file"],
+)
+def test_a_picture_that_does_not_fit_is_named(content, sentence, album, rng):
+    folder, _ = album
+    (folder / "train/dog/2.png").write_bytes(content(rng))
+    with pytest.raises(InvalidInput, match=rf"train of album .*, dog/2\.png, {sentence}") as caught:
+        load_dataset(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "part", "sentence"),
+    [
+        ("test/fox/0.png", "test", "test of album .* has the classes fox; expected a cat, dog, eel alone"),
+        ("train/0.png", "train", "train of album .* has pictures beside its classes; expected a cat, dog, eel alone"),
+        ("test/0.png", "test", "test of album .* has pictures beside its classes"),
+    ],
+)
+def test_classes_that_do_not_fit_are_named(more, part, sentence, album, rng):
+    folder, _ = album
+    save(colours(rng, 1)[0], folder / more)
+    with pytest.raises(InvalidInput, match=sentence):
+        load_dataset(str(folder), part)
+
+
+def test_the_checkerboard_is_endless_and_even():
+    points = checkerboard_points(20_000)
+    cells = (points + 2).floor().long()
+    assert set(cells.flatten().tolist()) == {0, 1, 2, 3}
+    assert (cells.sum(1) % 2 == 0).all()
+    shares = torch.bincount(4 * cells[:, 0] + cells[:, 1], minlength=16).float() / len(points)
+    assert shares[shares > 0].min() > 0.1, torch.initial_seed()
+    assert len(shares.nonzero()) == 8
+    draw = endless(checkerboard_points)
+    first, second = draw(64), draw(64)
+    assert not torch.isin(first.image, second.image).any()
+    assert load_dataset("checkerboard").images.shape == (100_000, 2)
 
 
 def test_the_hub_out_of_reach_is_one_sentence(tmp_path):

@@ -1,7 +1,8 @@
 """Data sets as tensors in memory: pictures, labels, and the number of classes."""
 
 import glob
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from pyflow.errors import BackendUnavailable, InvalidInput
 
 CIFAR_CLASSES = 10
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,16 @@ def digits(part: str = "train") -> Dataset:
 
 
 def checkerboard(part: str = "train") -> Dataset:
-    """Points of a 4x4 checkerboard of unit cells around the origin."""
-    generator = torch.Generator().manual_seed({"train": 0, "test": 1}[part])
+    """100,000 points of the checkerboard: what it is judged by. Training draws fresh ones."""
+    points = checkerboard_points(100_000, torch.Generator().manual_seed({"train": 0, "test": 1}[part]))
+    return Dataset("checkerboard", points, torch.zeros(len(points), dtype=torch.int64), classes=0)
+
+
+def checkerboard_points(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Points of a 4x4 checkerboard of unit cells around the origin; by torch's own generator where none is given."""
     cells = torch.tensor([(i, j) for i in range(4) for j in range(4) if (i + j) % 2 == 0], dtype=torch.float32)
-    count = 100_000
     corner = cells[torch.randint(len(cells), (count,), generator=generator)] - 2
-    points = corner + torch.rand(count, 2, generator=generator)
-    return Dataset("checkerboard", points, torch.zeros(count, dtype=torch.int64), classes=0)
+    return corner + torch.rand(count, 2, generator=generator)
 
 
 def cifar10(part: str = "train") -> Dataset:
@@ -78,9 +83,62 @@ def parquet(folder: Path, part: str = "train") -> Dataset:
             f"{folder} holds no {part}-*.parquet; expected files as of the hub's cifar10, {part}-00000-of-00001.parquet"
         )
     named = {part: [glob.escape(str(file)) for file in files]}
-    try:
+    with _reading(part, folder):
         rows = hub.load_dataset("parquet", data_files=named, split=part, streaming=True)  # leaves no copy in a cache
         return _labelled_pictures(folder.resolve().name, part, rows)
+
+
+def picture_folder(folder: Path, part: str = "train") -> Dataset:
+    """Pictures of FOLDER/train/CLASS and FOLDER/test/CLASS; without classes, of FOLDER/train and /test, or of FOLDER.
+
+    The classes are numbered as their names in `train` sort.
+    """
+    hub, parted = _datasets(), (folder / "train").is_dir()
+    home = folder / part if parted else folder
+    classes, here, loose = _classes(folder / "train"), _classes(home) if parted else [], _suffixes(home)
+    if not (here or loose) or not (parted or part == "train"):
+        raise InvalidInput(
+            f"{folder} holds no pictures for {part}; expected {part}/CLASS/*.png, {part}/*.png or {part}-*.parquet"
+            + ", or *.png alone" * (part == "train")
+        )
+    strangers = [name for name in here if name not in classes]
+    if strangers or (classes and loose):
+        found = f"the classes {', '.join(strangers[:3])}" if strangers else "pictures beside its classes"
+        raise InvalidInput(f"{part} of {folder.name} has {found}; expected {', '.join(classes) or 'no classes'} alone")
+    suffixes = set().union(loose, *(_suffixes(home / name) for name in here))
+    stem = glob.escape(str(home)) + ("/*/*" if classes else "/*")
+    named = {part: [stem + suffix for suffix in sorted(suffixes)]}
+    with _reading(part, folder):
+        rows = hub.load_dataset("imagefolder", data_files=named, split=part, drop_labels=not classes, streaming=True)
+        number = [classes.index(name) for name in rows.features["label"].names] if classes else [0]
+
+        def pictures() -> Iterator[Row]:
+            for row in rows.cast_column("image", hub.Image(decode=False)):
+                file = Path(row["image"]["path"])
+                place = f"{part} of {folder.name}, {'/'.join(file.parts[-2:])},"
+                yield place, file.read_bytes(), number[row["label"]] if classes else 0
+
+        return _dataset(folder.resolve().name, pictures(), len(classes))
+
+
+def _classes(place: Path) -> list[str]:
+    """The names of the folders in `place` that hold pictures."""
+    return sorted(path.name for path in _visible(place) if path.is_dir() and _suffixes(path))
+
+
+def _suffixes(place: Path) -> set[str]:
+    """How the names of the pictures in `place` end."""
+    return {path.suffix for path in _visible(place) if path.suffix.lower() in SUFFIXES and path.is_file()}
+
+
+def _visible(place: Path) -> Iterator[Path]:
+    return (path for path in (place.iterdir() if place.is_dir() else ()) if not path.name.startswith("."))
+
+
+@contextmanager
+def _reading(part: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
     except InvalidInput:
         raise
     except (OSError, ValueError) as error:  # Arrow's own
@@ -100,22 +158,36 @@ def _datasets() -> Any:
 
 
 def _labelled_pictures(name: str, part: str, rows: Any) -> Dataset:
-    """Rows of (img, label), as `datasets` gives them, as tensors; the first picture tells the size of all."""
+    """Rows of (img, label), as `datasets` gives them."""
     import datasets
 
     _refuse_other_columns(f"{part} of {name}", rows.features or {})
+    encoded = rows.cast_column("img", datasets.Image(decode=False))
+    numbered = (
+        (f"{part} of {name}, picture {index}", (row["img"] or {}).get("bytes") or b"", row["label"])
+        for index, row in enumerate(encoded)
+    )
+    return _dataset(name, numbered, CIFAR_CLASSES)
+
+
+Row = tuple[str, bytes, int]  # where it stands, the encoded picture, its label
+
+
+def _dataset(name: str, rows: Iterable[Row], classes: int) -> Dataset:
+    """The pictures as tensors; the first one tells the size of all."""
     pictures: list[np.ndarray] = []
     labels: list[int] = []
-    for index, row in enumerate(rows.cast_column("img", datasets.Image(decode=False))):
-        place = f"{part} of {name}, picture {index}"
-        pixels = _pixels(row["img"], place)
+    for place, encoded, label in rows:
+        pixels = _pixels(encoded, place)
         if pictures and pixels.shape != pictures[0].shape:
             raise InvalidInput(f"{place} has shape {pixels.shape}; expected {pictures[0].shape}, as those before it")
-        if row["label"] not in range(CIFAR_CLASSES):
-            raise InvalidInput(f"{place} has the label {row['label']}; expected 0 to {CIFAR_CLASSES - 1}")
+        if label not in range(max(1, classes)):
+            raise InvalidInput(f"{place} has the label {label}; expected 0 to {classes - 1}")
         pictures.append(pixels)
-        labels.append(row["label"])
-    return Dataset(name, torch.from_numpy(np.stack(pictures)), torch.tensor(labels), CIFAR_CLASSES)
+        labels.append(label)
+    if not pictures:
+        raise InvalidInput(f"{name} holds no pictures; expected some")
+    return Dataset(name, torch.from_numpy(np.stack(pictures)), torch.tensor(labels), classes)
 
 
 def _refuse_other_columns(where: str, columns: dict[str, Any]) -> None:
@@ -128,28 +200,38 @@ def _refuse_other_columns(where: str, columns: dict[str, Any]) -> None:
         )
 
 
-def _pixels(encoded: dict[str, Any] | None, place: str) -> np.ndarray:
+def _pixels(encoded: bytes, place: str) -> np.ndarray:
     """uint8 (3, height, width)."""
     import PIL.Image
 
     try:
-        with PIL.Image.open(BytesIO((encoded or {}).get("bytes") or b"")) as picture:
+        with PIL.Image.open(BytesIO(encoded)) as picture:
+            if getattr(picture, "is_animated", False):
+                raise InvalidInput(f"{place} is animated; expected one picture")
             if picture.mode != "RGB":
                 raise InvalidInput(f"{place} has the mode {picture.mode!r}; expected 'RGB', three colours of 8 bits")
+            if any("16" in part for tile in picture.tile for part in _words(tile.args)):  # Pillow reads it as 8
+                raise InvalidInput(f"{place} has 16 bits a colour; expected 8")
             return np.asarray(picture).transpose(2, 0, 1)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise InvalidInput(f"{place} is no picture that Pillow reads ({error}); fetch its file again") from error
+
+
+def _words(arguments: Any) -> list[str]:
+    return [word for word in (arguments if isinstance(arguments, tuple) else (arguments,)) if isinstance(word, str)]
 
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits, "checkerboard": checkerboard, "cifar10": cifar10}
 
 
 def load_dataset(name: str, part: str = "train") -> Dataset:
-    """A data set by its name, or the one in a folder of parquet files."""
+    """A data set by its name, or the one in a folder of parquet files or of pictures."""
     if name in DATASETS:
         return DATASETS[name](part)
-    if Path(name).is_dir():
-        return parquet(Path(name), part)
-    raise InvalidInput(
-        f"data is {name!r}; expected one of {', '.join(DATASETS)}, or a folder of parquet files that is there"
-    )
+    folder = Path(name)
+    if not folder.is_dir():
+        raise InvalidInput(
+            f"data is {name!r}; expected one of {', '.join(DATASETS)}, or a folder of parquet files or pictures that "
+            "is there"
+        )
+    return parquet(folder, part) if any(folder.glob("*.parquet")) else picture_folder(folder, part)
