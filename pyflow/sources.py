@@ -7,7 +7,7 @@ from .sampler import Flow
 
 
 def open_source(folder: Path, threads: int = 0, device: str = "cpu") -> Flow:
-    """`load`, and beside its folders a DDIMPipeline's or DDPMPipeline's, which diffusers and torch have to be there for."""
+    """What `load` opens, or the folder of a DDIMPipeline or DDPMPipeline, which needs diffusers and torch."""
     if (folder / "model_index.json").is_file():
         from .adapters import load_teacher
 

@@ -270,7 +270,8 @@ def test_ranks_share_the_shards(tmp_path, world):
 
 
 def asked_for(checkpoint, folder) -> list[str]:
-    return ["pairs", str(checkpoint), "--out", str(folder), *"--count 330 --shard 16 --steps 3 --seed 4".split()]
+    settings = {"--out": folder, "--count": 330, "--shard": 16, "--steps": 3, "--seed": 4}
+    return ["pairs", str(checkpoint), *(str(word) for setting in settings.items() for word in setting)]
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def plan_of(scheduler: DDIMScheduler, steps: int, eta: float = 0.0) -> core.Plan
     if scheduler.config.clip_sample:
         raise InvalidInput(
             "clip_sample is True: a step that clamps the image is not linear, so no row can say it; a Teacher clamps "
-            "in its own network call, or set it to False: DDIMScheduler.from_config(scheduler.config, clip_sample=False)"
+            "in its network call, or set it to False: DDIMScheduler.from_config(scheduler.config, clip_sample=False)"
         )
     path, prediction_type = path_of(scheduler), scheduler.config.prediction_type
     plan = [_row(path, prediction_type, (s, t) if t == 1.0 else (s, t, 1.0), eta) for s, t in _times(scheduler, steps)]
@@ -143,7 +143,7 @@ class Teacher(Flow):
 
 
 class _Runner:
-    """The UNet2DModel under the C++ loop; clamped, it makes the next state of a row, which its fresh noise decides too."""
+    """The UNet2DModel under the C++ loop. Clamped, it makes the next state of a row, less the row's fresh noise."""
 
     def __init__(self, unet: UNet2DModel, shape: tuple[int, ...], scheduler: DDIMScheduler) -> None:
         self.unet, self.shape, self.config = unet, shape, scheduler.config
