@@ -1,4 +1,4 @@
-"""The command line: `pyflow demo|train|pairs|distill|export|verify|sample|bench|info`."""
+"""The command line: `pyflow demo|train|pairs|distill|bake|export|verify|sample|bench|info`."""
 
 import argparse
 import json
@@ -21,6 +21,7 @@ from .engines.native import operations
 from .errors import InvalidInput, PyflowError
 from .loading import load
 from .sampler import count
+from .sources import open_source
 from .training.recipes import STUDENTS, TEACHERS, Recipe
 
 CLASSIFIER = "classifier"
@@ -48,6 +49,10 @@ def _pairs(arguments: argparse.Namespace) -> None:
         solver=arguments.solver,
         guidance=arguments.guidance,
         seed=arguments.seed,
+        device=arguments.device,
+        threads=arguments.threads,
+        shard=arguments.shard,
+        batch=arguments.batch,
     )
     print(f"{made} shards made, the others were there: {arguments.out}")
 
@@ -72,6 +77,13 @@ def _export(arguments: argparse.Namespace) -> None:
     for name in ("checkpoint", "engine"):
         for steps, distance in certificate.distances.get(name, {}).items():
             print(f"{name:>10} at {steps:>3} steps: distance {distance:.4f} ({certificate.distances['features']})")
+
+
+def _bake(arguments: argparse.Namespace) -> None:
+    from . import commands
+
+    commands.bake(arguments.source, arguments.out, arguments.guidance)
+    print(f"baked: {arguments.out}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -103,7 +115,7 @@ def _proved(certificate: Certificate) -> str:
 def _sample(arguments: argparse.Namespace) -> None:
     from tqdm import tqdm
 
-    flow = load(arguments.source, threads=arguments.threads, device=arguments.device)
+    flow = open_source(arguments.source, arguments.threads, arguments.device)
     pictures = len(flow.spec.network.shape) == 3
     out, scale = _writable(arguments.out, pictures), count("scale", arguments.scale, 1, SCALE_LIMIT)
     plan = flow.plan(arguments.steps, arguments.solver, arguments.grid)
@@ -215,13 +227,17 @@ def _parser() -> argparse.ArgumentParser:
     recipe_fields(train)
 
     pairs = command("pairs", _pairs, "have a teacher make (noise, label, picture) pairs")
-    pairs.add_argument("source", type=Path, help="the teacher's engine or checkpoint")
+    _add_source(pairs, "the teacher: an engine, a checkpoint, or a folder of diffusers'")
     pairs.add_argument("--out", type=Path, required=True, help="the pairs' folder")
     pairs.add_argument("--count", type=int, default=4096, help="pairs to make")
     pairs.add_argument("--steps", type=int, default=16, help="steps a pair")
-    pairs.add_argument("--solver", default="ab2", help=f"one of {', '.join(core.SOLVERS)}")
+    pairs.add_argument(
+        "--solver", default=None, help=f"one of {', '.join(core.SOLVERS)}; if none, ab2 or the teacher's"
+    )
     pairs.add_argument("--guidance", type=float, default=1.0, help="guidance that goes into the student's weights")
     pairs.add_argument("--seed", type=int, default=2**31, help="seed of the noise")
+    pairs.add_argument("--batch", type=int, default=64, help="pairs a call of the teacher")
+    pairs.add_argument("--shard", type=int, default=512, help="pairs a file")
 
     distill = command("distill", _distill, "train a student on a teacher's pairs")
     distill.add_argument("recipe", help=f"one of {', '.join(STUDENTS)}")
@@ -245,12 +261,17 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--judge", type=Path, default=None, help="a classifier's folder: keep distances too")
     export.add_argument("--data", default="digits", help="what the classifier judges")
 
+    bake = command("bake", _bake, "make an ordinary checkpoint of one that takes the guidance as an input")
+    bake.add_argument("source", type=Path, help="the guided checkpoint")
+    bake.add_argument("--guidance", type=float, required=True, help="the guidance that stays, above 0; 1 is none")
+    bake.add_argument("--out", type=Path, required=True, help="the ordinary checkpoint's folder")
+
     verify = command("verify", _verify, "prove an engine again, on this machine")
     _add_source(verify)
     verify.add_argument("--checkpoint", type=Path, default=None, help="its checkpoint: fresh noise, not its own proof")
 
     sample = command("sample", _sample, "make pictures")
-    _add_source(sample)
+    _add_source(sample, "an engine, a checkpoint, or a folder of diffusers'")
     sample.add_argument("--out", type=Path, default=None, help="the picture (samples.png), or .npy for points")
     sample.add_argument("--count", type=int, default=16, help="how many")
     sample.add_argument("--steps", type=int, default=1, help="network calls (heun makes two a step)")
@@ -284,8 +305,8 @@ def _counts(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} came; expected step counts such as 1,2,4") from None
 
 
-def _add_source(made: argparse.ArgumentParser) -> None:
-    made.add_argument("source", type=Path, help="an engine or checkpoint")
+def _add_source(made: argparse.ArgumentParser, text: str = "an engine or checkpoint") -> None:
+    made.add_argument("source", type=Path, help=text)
     made.add_argument("--threads", type=int, default=0, help="threads of one network call, 0 for the runtime's choice")
     made.add_argument("--device", default="cpu", help="cpu, cuda, or tensorrt (ONNX Runtime's)")
 

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 from tqdm import tqdm
 
-from . import checkpoint, export, quality
-from .core import LINEAR
+from . import __version__, checkpoint, export, quality
+from .core import LINEAR, VELOCITY
 from .engines import manifest as manifests
 from .engines.manifest import BOUNDS, Bound, Manifest
 from .errors import InvalidArtefact, InvalidInput
-from .export.build import Order
+from .export.build import GUIDANCE_LIMIT, Order
 from .loading import load
+from .models import baked
+from .sources import open_source
 from .spec import Spec
 from .training import classifier
 from .training import pairs as pairs_files
@@ -24,7 +28,6 @@ from .training.pairs import PairsSpec
 from .training.recipes import STUDENTS, TEACHERS, recipe
 from .training.trainer import provenance, train
 
-PAIRS_BATCH = 64
 JUDGE_FIELDS = ("steps", "batch", "seed")
 
 
@@ -61,22 +64,47 @@ def train_judge(folder: Path, data: str, **changes: Any) -> bool:
     return True
 
 
-def make_pairs(source: Path, folder: Path, *, count: int, steps: int, solver: str, guidance: float, seed: int) -> int:
-    """Have an engine or checkpoint make `count` pairs; the number of shards made, 0 when all are there."""
-    flow = load(source)
-    network = flow.spec.network
-    spec = PairsSpec(flow.identity, network.shape, network.classes, count, seed, solver, steps, guidance)
+def make_pairs(
+    source: Path,
+    folder: Path,
+    *,
+    count: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    solver: str | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    shard: int = PairsSpec.shard,
+    batch: int = PairsSpec.batch,
+) -> int:
+    """Have a teacher, an engine or checkpoint or a folder of diffusers', make `count` pairs; the number of shards made.
 
-    def states(first: int, labels: np.ndarray) -> np.ndarray:
-        asked = labels.tolist() if spec.classes else None
-        plan: dict[str, Any] = {"steps": steps, "solver": solver, "guidance": guidance, "seed": seed}
-        return flow.sample(len(labels), first=first, label=asked, **plan).states
+    Without a solver, ab2 where that runs, or the teacher's own. Under torchrun each process makes its share.
+    """
+    rank, world = pairs_files.place()
+    if world > 1 and device == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    flow = open_source(source, threads, device)
+    network, origin = flow.spec.network, flow.spec
+    instantaneous = origin.solver == "euler" and origin.prediction == VELOCITY and network.times == 1
+    solver = solver or ("ab2" if instantaneous else origin.solver)
+    spec = PairsSpec(flow.identity, network.shape, network.classes, count, seed, solver, steps, guidance, shard, batch)
+    plan: dict[str, Any] = {"steps": steps, "solver": solver, "guidance": guidance, "seed": seed}
 
     def teacher(first: int, labels: np.ndarray) -> np.ndarray:
-        starts = range(0, len(labels), PAIRS_BATCH)
-        return np.concatenate([states(first + start, labels[start : start + PAIRS_BATCH]) for start in starts])
+        asked = labels.tolist() if spec.classes else None
+        return flow.sample(len(labels), first=first, label=asked, **plan).states
 
-    return pairs_files.generate(teacher, spec, folder)
+    told = {
+        "pyflow": __version__,
+        "source": source.resolve().name,
+        "backend": flow.backend,
+        "path": origin.path,
+        "prediction": origin.prediction,
+        "teacher": origin.provenance,
+    }
+    return pairs_files.generate(teacher, spec, folder, origin=told, rank=rank, world=world)
 
 
 def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) -> bool:
@@ -105,11 +133,12 @@ def export_engine(
     psnr: float | None = None,
     judge: Path | None = None,
     data: str = "digits",
+    model: nn.Module | None = None,
 ) -> bool:
     """Export a checkpoint; False when `folder` already is the engine that was ordered, of these weights.
 
     `psnr` is a bound of one's own in dB. With `judge`, the folder of a classifier of `data`, the certificate keeps
-    the distances of the engine's pictures and of the checkpoint's.
+    the distances of the engine's pictures and of the checkpoint's. `model` is the module of a network of your own.
     """
     order = order or Order()
     _expect_one_of("--to", backend, export.BUILDERS)
@@ -124,11 +153,24 @@ def export_engine(
         return False
     judging = None
     if referee:
-        reference = load(source)
+        reference = load(source, model=model)
         reference.plan(order.steps[0], order.solver, order.grid)
         judging = partial(quality.change, referee, reference, order)
-    export.export(source, folder, backend, order, bound=bound, judge=judging)
+    export.export(source, folder, backend, order, bound=bound, judge=judging, model=model)
     return True
+
+
+def bake(source: Path, folder: Path, guidance: float) -> None:
+    """Publish a guided checkpoint at one guidance as an ordinary one, which samples and exports."""
+    if not 0 < guidance <= GUIDANCE_LIMIT:
+        raise InvalidInput(f"guidance is {guidance}; expected a number above 0 and at most {GUIDANCE_LIMIT}")
+    if folder.resolve() == source.resolve():
+        raise InvalidInput(f"--out is {str(folder)!r}, the guided checkpoint; expected another folder, that is kept")
+    model, spec = checkpoint.load(source)
+    made = baked(model, guidance)
+    origin = {"guidance": guidance, "baked_from": checkpoint.weights_sha256(source)}
+    told = {**spec.provenance, **origin}
+    checkpoint.save(folder, made, replace(spec, network=made.spec, null_label=False, provenance=told))
 
 
 def _is_engine_of(
