@@ -52,6 +52,22 @@ def test_weights_spec_and_state_come_back_bit_for_bit(tmp_path, rng, kind):
     ]
 
 
+@pytest.mark.parametrize("kind", [UNET, POINTS], ids=["unet", "mlp"])
+def test_weights_kept_in_bfloat16_come_back_as_float32_and_the_model_stays(tmp_path, rng, kind):
+    net, spec = network(kind, int(rng.integers(2**31))), Spec(kind)
+    before = bits(net.state_dict())
+    checkpoint.save(tmp_path / "whole", net, spec)
+    checkpoint.save(tmp_path / "half", net, spec, dtype=torch.bfloat16)
+    assert bits(net.state_dict()) == before
+    loaded, _ = checkpoint.load(tmp_path / "half")
+    assert {weight.dtype for weight in loaded.state_dict().values()} == {torch.float32}
+    rounded = {name: weight.bfloat16().float() for name, weight in net.state_dict().items()}
+    assert bits(loaded.state_dict()) == bits(rounded)
+    whole, half = ((tmp_path / name / checkpoint.WEIGHTS).stat().st_size for name in ("whole", "half"))
+    weights = sum(weight.numel() for weight in net.state_dict().values())
+    assert abs(whole - half - 2 * weights) < 1000, "the headers differ by a few bytes, the weights by half"
+
+
 @pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.STATE])
 def test_one_flipped_bit_anywhere_is_refused(tmp_path, rng, name):
     net = network(POINTS, 0)
