@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import glob
 import hashlib
 import json
 import mmap
@@ -28,8 +29,8 @@ def publish(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
     """Give a new empty folder to write in; on success it takes the place of `folder` in one durable rename.
 
     An error inside leaves `folder` as it was. Whatever stood there before is deleted only after the swap, and only if
-    the new folder has a file for each of its own, but for plain files in `replaces`: a home directory named by mistake
-    stays.
+    the new folder has a file for each of its own, in the folders inside too, but for plain files in `replaces`: a home
+    directory named by mistake stays.
     """
     folder = Path(os.path.realpath(folder))
     if folder.exists() and not folder.is_dir():
@@ -46,6 +47,13 @@ def publish(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
         _flush(folder.parent)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed had begun to publish as `folder`."""
+    folder = Path(os.path.realpath(folder))
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.????????.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -147,16 +155,23 @@ def _place(fresh: Path, folder: Path, replaces: Collection[str]) -> None:
 
 
 def _refuse_strangers(fresh: Path, folder: Path, replaces: Collection[str]) -> None:
-    made = {path.name for path in fresh.iterdir()}
-    there = list(folder.iterdir())
-    folders = {path.name for path in there if path.is_dir() and not path.is_symlink()}
-    plain = {path.name for path in there if path.is_file() and not path.is_symlink()}
-    strangers = sorted({path.name for path in there} - (made - folders) - (plain & {*replaces}))
+    strangers = sorted(_strangers(fresh, folder, replaces))
     if strangers:
         raise InvalidInput(
             f"{folder} holds {', '.join(strangers[:3])}{', …' * (len(strangers) > 3)}, which would be deleted; "
             "name another folder, or remove this one"
         )
+
+
+def _strangers(fresh: Path, folder: Path, replaces: Collection[str]) -> Iterator[str]:
+    """What `folder` has and `fresh` has not, as paths inside; a folder counts by what is in it."""
+    for path in folder.iterdir():
+        twin = fresh / path.name
+        if path.is_dir() and not path.is_symlink():
+            inside = _strangers(twin, path, ()) if twin.is_dir() else [""]
+            yield from (f"{path.name}/{name}".rstrip("/") for name in inside)
+        elif not twin.exists() and not (path.name in replaces and path.is_file() and not path.is_symlink()):
+            yield path.name
 
 
 def _exchange(fresh: Path, folder: Path) -> None:

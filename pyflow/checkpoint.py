@@ -34,10 +34,14 @@ def save(
     state: Mapping[str, Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
+    beside: Mapping[str, tuple[nn.Module, Spec]] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Publish a checkpoint; `state` is what training needs to go on, none for a checkpoint that is only sampled.
 
     Weights are kept as they are, or in `dtype`: in bfloat16 the file is half as large, and `load` makes float32 of it.
+    `beside` are whole checkpoints in folders of these names inside this one, such as other averages of the same run;
+    `texts` are files for people, that nothing here reads.
     """
     weights = model.state_dict()
     if dtype is not None:
@@ -45,7 +49,17 @@ def save(
     tensors: dict[str, Mapping[str, Tensor]] = {WEIGHTS: weights}
     if state is not None:
         tensors[STATE] = state
-    save_arrays(folder, SPEC, {"format": FORMAT, "spec": spec.to_json()}, tensors)
+    with publish(Path(folder)) as fresh:
+        _write(fresh, SPEC, _record_of(spec), tensors)
+        for name, (other, its_spec) in (beside or {}).items():
+            (fresh / name).mkdir()
+            _write(fresh / name, SPEC, _record_of(its_spec), {WEIGHTS: other.state_dict()})
+        for name, text in (texts or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
+
+
+def _record_of(spec: Spec) -> dict[str, Any]:
+    return {"format": FORMAT, "spec": spec.to_json()}
 
 
 def load(folder: Path, model: nn.Module | None = None) -> tuple[nn.Module, Spec]:
@@ -93,13 +107,19 @@ def save_arrays(
 ) -> None:
     """Publish safetensors files with a JSON record that holds their hashes."""
     with publish(Path(folder)) as fresh:
-        hashes = {}
-        for name, tensors in files.items():
-            # Copies: layers of one's own may share weights, and safetensors refuses tensors of one memory.
-            content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
-            (fresh / name).write_bytes(content)
-            hashes[name] = sha256(content)
-        (fresh / record_name).write_bytes(json_bytes({**record, "sha256": hashes}))
+        _write(fresh, record_name, record, files)
+
+
+def _write(
+    folder: Path, record_name: str, record: Mapping[str, Any], files: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    hashes = {}
+    for name, tensors in files.items():
+        # Copies: layers of one's own may share weights, and safetensors refuses tensors of one memory.
+        content = save_tensors({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()})
+        (folder / name).write_bytes(content)
+        hashes[name] = sha256(content)
+    (folder / record_name).write_bytes(json_bytes({**record, "sha256": hashes}))
 
 
 def load_arrays(folder: Path, record_name: str, name: str) -> dict[str, Tensor]:

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # A unit is a file or folder of the package (pyflow/X.py, pyflow/X/, kernels/, training/), or a folder beside it.
 FLOORS = [
     {"core", "errors", "noise", "records"},
-    {"kernels", "native", "spec", "timing", "artefact"},
+    {"kernels", "native", "spec", "timing", "artefact", "metrics"},
     {"models", "pictures"},
     {"checkpoint"},
     {"engines", "training"},
     {"loading", "sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
-    {"adapters", "certificate", "export", "metrics", "report", "page"},
-    {"cli", "commands", "demo", "latency", "quality", "sources", "verify"},
+    {"adapters", "certificate", "export", "report", "page"},
+    {"cli", "commands", "demo", "flags", "latency", "quality", "sources", "verify"},
     {"benchmarks", "tests", "examples"},
 ]
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}

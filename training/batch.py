@@ -27,6 +27,9 @@ class Batch(NamedTuple):
         """Every `count`-th sample from `index` on: the first share of each part is in the first share of the whole."""
         return Batch(*(tensor[index::count] for tensor in self))
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
     def share(self, share: float) -> int:
         """How many samples are this share of the batch: its first ones, so that parts of it agree with the whole."""
         return int(share * len(self.label))

@@ -36,9 +36,13 @@ def _labelled(net: nn.Module, batch: Batch) -> Field:
 def _jvp(
     phi: Field, at: tuple[Tensor, Tensor, Tensor], direction: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """phi and its derivative along a direction of (x, s, t). Fused attention has no such derivative, plain one has."""
-    with sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(phi, at, direction)
+    """phi and its derivative along a direction of (x, s, t), in float32 whatever the precision of the rest.
+
+    Fused attention has no such derivative, plain one has; torch's autocast casts weights here and not what they meet.
+    """
+    like = tuple(one.to(point.dtype) for one, point in zip(direction, at))
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast(at[0].device.type, enabled=False):
+        return torch.func.jvp(phi, at, like)
 
 
 def _diagonal(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:

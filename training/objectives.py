@@ -90,6 +90,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 # What their networks predict and the times that they take, where it is not anything.
 PREDICTS = {"ddpm": NOISE, "lines": IMAGE, "naive": IMAGE}
+DIFFERENTIATING = ("meanflow", "improved-meanflow", "lsd", "esd")  # their networks, along a direction
 TWO_TIMES = ("meanflow", "improved-meanflow", "lsd", "psd-midpoint", "psd-uniform", "esd")
 GUIDED = ("meanflow", "improved-meanflow")
 STRAIGHT = ("consistency", "lines", "naive", "grid", "reflow")

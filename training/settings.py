@@ -95,8 +95,9 @@ class Recipe:
             schedule=(self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
             warmup=(0 <= self.warmup <= 1, "0 to 1, a share of the run"),
             half_lives=(
-                len(self.half_lives) > 0 and all(0 <= share < math.inf for share in self.half_lives),
-                "one or more shares of the run, each 0 or more",
+                len({*self.half_lives}) == len(self.half_lives) > 0
+                and all(0 <= share < math.inf for share in self.half_lives),
+                "one or more shares of the run, each 0 or more and no two the same",
             ),
             label_dropout=(0 <= self.label_dropout <= 1, "0 to 1, a share of the labels"),
             clip=(0 < self.clip < math.inf, "a number above 0"),

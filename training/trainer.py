@@ -1,7 +1,8 @@
 """The training loop: one function for every objective, and a resume that continues bit for bit."""
 
-import copy
 import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,67 +11,154 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyflow import checkpoint
-from pyflow.errors import InvalidArtefact, InvalidInput, NotFinite
+from pyflow.artefact import sweep
+from pyflow.errors import InvalidInput, NotFinite
 from pyflow.models import fresh
 from pyflow.spec import Spec
 
-from .batch import Draw, drop_labels
-from .objectives import OBJECTIVES
-from .recipes import Recipe
+from . import logs as logging
+from .averages import averages
+from .batch import Batch, Draw, drop_labels
+from .classifier import Classifier
+from .distributed import World, forked, join
+from .fields import to_yaml
+from .objectives import DIFFERENTIATING, objective
+from .optimizers import optimizers, rate, set_rate
+from .resume import Run, restore, save
+from .settings import Recipe
+from .watch import Watch
+from .weighting import LearnedWeight
+
+LOG_EVERY = 20
+RECIPE = "recipe.yaml"
 
 
 def train(
-    recipe: Recipe, spec: Spec, draw: Draw, folder: Path, start: nn.Module | None = None, save_every: int = 500
+    recipe: Recipe,
+    spec: Spec,
+    draw: Draw,
+    folder: Path,
+    start: nn.Module | None = None,
+    save_every: int = 500,
+    *,
+    device: str = "cpu",
+    watch: int = 500,
+    logs: Sequence[str] = (),
+    judge: Classifier | None = None,
 ) -> bool:
     """Train to `recipe.steps` and publish the averaged weights in `folder`, with the state for a resume beside them.
 
     A folder that holds an earlier part of the same run is continued, and its end result is bitwise the one of an
     uninterrupted run (on the CPU, with the same number of threads). Returns False when it was complete already.
+    Averages of further half-lives are checkpoints inside, `half-life-0.1` and so on. Each `watch` steps (0: never) the
+    log beside the folder is given signs of health and samples, which change nothing; `judge`, a classifier of the data,
+    lends its features to the distance. `logs` are tensorboard and wandb. Under torchrun the processes share each batch.
     """
-    _refuse_another_run(recipe, spec, folder)
+    loss_each = objective(recipe.objective, spec, recipe.options)
+    logging.refuse_missing(logs)
+    _refuse_another_run(spec, folder)
+    world = join(device)
+    _refuse_uneven(recipe, world)
     torch.manual_seed(recipe.seed)
-    net = fresh(spec.network, start)
-    average = copy.deepcopy(net)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    done = _resume(folder, net, average, optimizer)
+    run = _begin(recipe, spec, start, world.device)
+    done = restore(run, folder)
+    world.refuse_apart(done, folder)
     if done == recipe.steps:
         return False
+    trained, texts = run.trained, {RECIPE: to_yaml(recipe)}
 
-    objective = OBJECTIVES[recipe.objective]
-    for module in (net, average):
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its stub
-    decay = 0.5 ** (1 / max(1.0, recipe.half_lives[0] * recipe.steps))
-    bar = tqdm(total=recipe.steps, initial=done, desc=f"{recipe.name} on {recipe.data}", unit="step", mininterval=0.5)
-    for step in range(done, recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-        batch = drop_labels(draw(recipe.batch), spec, recipe.label_dropout)
-        loss = objective(net, spec, batch, recipe.options).each.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
-            raise NotFinite(
-                f"step {step}: loss {loss.item():g}, gradient norm {norm.item():g}; the checkpoint in {folder}, "
-                f"if any, is good: lower learning_rate (now {recipe.learning_rate:g}) and start again"
-            )
-        optimizer.step()
-        with torch.no_grad():
-            for slow, fast in zip(average.parameters(), net.parameters()):
-                slow.lerp_(fast, 1 - min(decay, (1 + step) / (10 + step)))
-        bar.update()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", norm=f"{norm.item():.2f}")
-        if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-            checkpoint.save(folder, average, spec, _state(net, optimizer, step + 1))
-    bar.close()
+    def loss_of(batch: Batch) -> Tensor:
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            losses = loss_each(run.net, spec, batch, recipe.options)
+        return (losses.each if run.weight is None else run.weight.weigh(losses)).mean()
+
+    def drawn() -> Batch:
+        whole = draw(recipe.batch).to(world.device).part(world.rank, world.size)
+        return drop_labels(whole, spec, recipe.label_dropout)
+
+    if recipe.compile:
+        loss_of = _compiled(loss_of, drawn, recipe, world)
+    watched: Watch | None = None
+    with ExitStack() as stack:
+        log = None
+        if world.writes:
+            sweep(folder)
+            log = stack.enter_context(logging.Log(logging.folder_of(folder), done, logs, provenance(recipe)))
+        title = f"{recipe.name} on {recipe.data}"
+        bar = tqdm(total=recipe.steps, initial=done, desc=title, unit="step", mininterval=0.5, disable=not world.writes)
+        stack.callback(bar.close)
+        for step in range(done, recipe.steps):
+            share = rate(step, recipe)
+            set_rate(run.optimizers, recipe.learning_rate * share)
+            batch = drawn()
+            with world.own_chance(recipe.seed, step):
+                loss = _backward(loss_of, batch, recipe.accumulate, trained)
+            loss = world.average(trained, loss)
+            norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
+            if not torch.isfinite(loss + norm):
+                raise NotFinite(
+                    f"step {step}: loss {loss.item():g}, gradient norm {norm.item():g}; the checkpoint in {folder}, "
+                    f"if any, is good: lower learning_rate (now {recipe.learning_rate:g}) and start again"
+                )
+            for optimizer in run.optimizers:
+                optimizer.step()
+            for average in run.averages:
+                average.follow(run.net, step)
+            bar.update()
+            ended = step + 1
+            looks = watch > 0 and ended % watch == 0
+            if log is not None and (looks or ended % LOG_EVERY == 0 or ended in (1, recipe.steps)):
+                values, picture = {"loss": loss.item(), "norm": norm.item(), "rate": share}, None
+                bar.set_postfix(loss=f"{values['loss']:.4f}", norm=f"{values['norm']:.2f}")
+                if looks:
+                    watched = watched or Watch(spec, draw, world.device, judge, recipe.data)
+                    signs, picture = watched.look(run.averages[0].model)
+                    values |= signs
+                log.write(ended, values, picture)
+            if world.writes and (ended % save_every == 0 or ended == recipe.steps):
+                save(run, folder, spec, ended, texts)
+    world.wait()
     return True
 
 
-def _schedule(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then linear decay to zero."""
-    warmup = max(1.0, recipe.warmup * recipe.steps)
-    return min((step + 1) / warmup, (recipe.steps - step) / (recipe.steps - warmup + 1))
+def _begin(recipe: Recipe, spec: Spec, start: nn.Module | None, device: torch.device) -> Run:
+    """The network before its first step, and all that goes with it."""
+    net = fresh(spec.network, start).train()
+    differentiates = recipe.objective in DIFFERENTIATING
+    # Convolutions are faster with their channels last, but torch's derivative of a group norm along a direction fails.
+    layout = torch.contiguous_format if differentiates else torch.channels_last
+    net.to(device, memory_format=layout)  # type: ignore[call-overload]  # missing in its stub
+    weight = LearnedWeight().to(device) if recipe.options.learned_weight else None
+    channels = spec.network.shape[0] + getattr(spec.network, "extra", 0)
+    return Run(net, averages(net, recipe), optimizers(net, weight, recipe, channels), weight, device)
+
+
+def _backward(loss_of: Callable[[Batch], Tensor], batch: Batch, parts: int, trained: Sequence[Tensor]) -> Tensor:
+    """The gradient of the whole batch, a part at a time."""
+    for parameter in trained:
+        parameter.grad = None
+    total = torch.zeros((), device=batch.image.device)
+    for index in range(parts):
+        loss = loss_of(batch.part(index, parts)) / parts
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def _compiled(
+    loss_of: Callable[[Batch], Tensor], drawn: Callable[[], Batch], recipe: Recipe, world: World
+) -> Callable[[Batch], Tensor]:
+    """The loss as one compiled graph; tried on a batch, whose chance is given back, before anything is trained."""
+    made = torch.compile(loss_of, fullgraph=True)
+    try:
+        with forked(world.device):
+            made(drawn().part(0, recipe.accumulate)).backward()
+    except Exception as error:  # the compiler's errors have no common class
+        told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InvalidInput(
+            f"compile is True; {recipe.objective} does not compile here ({told.strip()}): expected False"
+        ) from error
+    return made
 
 
 def provenance(recipe: Recipe) -> dict[str, object]:
@@ -78,42 +166,20 @@ def provenance(recipe: Recipe) -> dict[str, object]:
     return json.loads(json.dumps({key: value for key, value in asdict(recipe).items() if key != "network"}))
 
 
-def _refuse_another_run(recipe: Recipe, spec: Spec, folder: Path) -> None:
-    if recipe.objective not in OBJECTIVES:
-        raise InvalidInput(f"objective is {recipe.objective!r}; expected one of {', '.join(OBJECTIVES)}")
-    if checkpoint.is_checkpoint(folder) and checkpoint.load_spec(folder) != spec:
+def _refuse_another_run(spec: Spec, folder: Path) -> None:
+    if checkpoint.is_checkpoint(folder):
+        if checkpoint.load_spec(folder) != spec:
+            raise InvalidInput(
+                f"{folder} holds a checkpoint of another recipe; expected none or the same run: remove it, or name "
+                "another"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidInput(f"{folder} is no checkpoint; expected one of the same run, or a name that is free")
+
+
+def _refuse_uneven(recipe: Recipe, world: World) -> None:
+    if recipe.batch % (world.size * recipe.accumulate):
         raise InvalidInput(
-            f"{folder} holds a checkpoint of another recipe; expected none or the same run: remove it, or name another"
+            f"batch is {recipe.batch}; expected a multiple of {world.size} processes times accumulate="
+            f"{recipe.accumulate}"
         )
-
-
-def _state(net: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Tensor]:
-    state = {f"net.{name}": value for name, value in net.state_dict().items()}
-    for index, slots in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-    return state | {"rng": torch.get_rng_state(), "step": torch.tensor(step)}
-
-
-def _resume(folder: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Put back what `_state` saved; the step to go on from, 0 when there is nothing."""
-    if not checkpoint.is_checkpoint(folder):
-        return 0
-    state = checkpoint.load_state(folder)
-    try:
-        average.load_state_dict(checkpoint.load_arrays(folder, checkpoint.SPEC, checkpoint.WEIGHTS))
-        net.load_state_dict(_under("net.", state))
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", state).items():
-            index, slot = name.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-        torch.set_rng_state(state["rng"])
-        return int(state["step"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise InvalidArtefact(
-            f"{folder}: its training state does not fit this run ({error}); remove the folder"
-        ) from error
-
-
-def _under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
