@@ -149,6 +149,7 @@ def _compiled(
     loss_of: Callable[[Batch], Tensor], drawn: Callable[[], Batch], recipe: Recipe, world: World
 ) -> Callable[[Batch], Tensor]:
     """The loss as one compiled graph; tried on a batch, whose chance is given back, before anything is trained."""
+    torch.compiler.reset()  # it gives up on a function that it met in more than eight settings
     made = torch.compile(loss_of, fullgraph=True)
     try:
         with forked(world.device):
