@@ -46,49 +46,91 @@ img { max-width: 100%; height: auto; border-radius: 6px; display: block } .pixel
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th:first-child, td:first-child { text-align: left } th { font-weight: 600; color: var(--soft) }
-tr.student td:first-child { color: var(--accent); font-weight: 600 }
+tr.student td:first-child, tr.lines td:first-child { color: var(--accent); font-weight: 600 }
 .rows { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
 .rows ol { list-style: none; margin: 0; padding: 0; display: grid; grid-auto-rows: 1fr; color: var(--soft); font-size: .85rem }
-.rows li { display: flex; align-items: center }
+.rows li { display: flex; align-items: center } .rows .columns { grid-auto-flow: column; grid-auto-columns: 1fr }
+.columns li { justify-content: center }
 .grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1.25rem } figure { margin: 0 }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; color: var(--soft); font-size: .9rem } dd { margin: 0 }
 """
 
 
 def page(report: Report, folder: Path) -> str:
-    cells = "".join(
-        f'<tr class="{html.escape(m.method)}"><td>{html.escape(m.method)}</td><td>{m.steps}</td><td>{m.ms_per_image:.2f}</td>'
-        f"<td>{m.images_per_second:.0f}</td><td>{m.first_image_ms:.2f}</td><td>{m.distance:.3f}</td>"
-        f"<td>{m.label_accuracy:.1%}</td><td>{m.speedup:.1f}×</td></tr>"
+    heads = ("method", "steps", "ms/image", "images/s", "first image, ms", "distance", "label accuracy", "speed-up")
+    lines = [
+        [
+            *(m.method, str(m.steps)),
+            *(f"{m.ms_per_image:.2f}", f"{m.images_per_second:.0f}", f"{m.first_image_ms:.2f}"),
+            *(f"{m.distance:.3f}", f"{m.label_accuracy:.1%}", f"{m.speedup:.1f}×"),
+        ]
         for m in report.measures
+    ]
+    grids = [(folder / f"{method}-{steps}-steps.png", plan_name(method, steps)) for method, steps in report.pictures]
+    return document(
+        report.title,
+        report.lead,
+        {
+            "The same seeds, fewer and fewer steps": rows(
+                folder / "compare.png", [plan_name(*key) for key in report.pictures]
+            ),
+            "Quality against latency": picture(folder / "quality-latency.png", "Fréchet distance against latency"),
+            "The table": table(heads, lines)
+            + text(f"{report.protocol} Held-out real pictures are at distance {report.floor:.3f}."),
+            "Samples, uncurated": figures(grids),
+        },
+        report.facts,
     )
-    rows = "".join(f"<li>{html.escape(plan_name(*key))}</li>" for key in report.pictures)
-    grids = "".join(
-        f'<figure><img class="pixels" src="{_embedded(folder / f"{method}-{steps}-steps.png")}" alt="samples">'
-        f"<figcaption>{html.escape(plan_name(method, steps))}</figcaption></figure>"
-        for method, steps in report.pictures
-    )
-    facts = "".join(
-        f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in report.facts.items()
-    )
+
+
+def document(title: str, lead: str, sections: Mapping[str, str], facts: Mapping[str, object]) -> str:
+    """The whole page: `sections` are HTML under their headings."""
+    body = "".join(f"<h2>{html.escape(heading)}</h2>{content}\n" for heading, content in sections.items())
+    told = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items())
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(report.title)}</title><style>{_STYLE}</style>
-<h1>{html.escape(report.title)}</h1><p class="lead">{html.escape(report.lead)}</p>
-<h2>The same seeds, fewer and fewer steps</h2>
-<div class="rows"><ol>{rows}</ol><img class="pixels" src="{_embedded(folder / "compare.png")}" alt="one row a plan"></div>
-<h2>Quality against latency</h2><img src="{_embedded(folder / "quality-latency.png")}" alt="Fréchet distance against latency">
-<h2>The table</h2><div class="scroll"><table><tr><th>method</th><th>steps</th><th>ms/image</th><th>images/s</th>
-<th>first image, ms</th><th>distance</th><th>label accuracy</th><th>speed-up</th></tr>{cells}</table></div>
-<p>{html.escape(report.protocol)} Held-out real pictures are at distance {report.floor:.3f}.</p>
-<h2>Samples, uncurated</h2><div class="grids">{grids}</div>
-<h2>Where these figures come from</h2><dl>{facts}</dl></html>
+<title>{html.escape(title)}</title><style>{_STYLE}</style>
+<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>
+{body}<h2>Where these figures come from</h2><dl>{told}</dl></html>
 """
+
+
+def text(words: str) -> str:
+    return f"<p>{html.escape(words)}</p>"
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Each line's first cell is a method, which the style knows."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    body = "".join(
+        f'<tr class="{html.escape(line[0])}">' + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
+        for line in lines
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+def rows(path: Path, names: Sequence[str], columns: Sequence[str] = ()) -> str:
+    """A sheet of pictures with a name at each row and, where there are some, at each column."""
+    left = "".join(f"<li>{html.escape(name)}</li>" for name in names)
+    top = "".join(f"<li>{html.escape(name)}</li>" for name in columns)
+    head = f'<i></i><ol class="columns">{top}</ol>' if columns else ""
+    return f'<div class="rows">{head}<ol>{left}</ol>{picture(path, ", ".join(names), "pixels")}</div>'
+
+
+def figures(shown: Sequence[tuple[Path, str]]) -> str:
+    """Sheets side by side where there is room, each with its caption."""
+    return '<div class="grids">{}</div>'.format(
+        "".join(
+            f"<figure>{picture(path, 'samples', 'pixels')}<figcaption>{html.escape(caption)}</figcaption></figure>"
+            for path, caption in shown
+        )
+    )
+
+
+def picture(path: Path, alt: str, style: str = "plot") -> str:
+    content = base64.b64encode(path.read_bytes()).decode()
+    return f'<img class="{style}" src="data:image/png;base64,{content}" alt="{html.escape(alt)}">'
 
 
 def plan_name(method: str, steps: int) -> str:
     return f"{method}, {steps} step{'s' * (steps > 1)}"
-
-
-def _embedded(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

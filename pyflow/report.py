@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,7 +56,8 @@ def _compare(report: Report) -> "PIL.Image.Image":
     return grid_of(np.concatenate(rows), COLUMNS, scale=4)
 
 
-def _plot(report: Report) -> bytes:
+def pyplot() -> Any:
+    """matplotlib's, which draws on no screen here."""
     try:
         import matplotlib
     except ImportError as error:
@@ -64,7 +65,11 @@ def _plot(report: Report) -> bytes:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.2, 4.4), dpi=150)
+    return pyplot
+
+
+def _plot(report: Report) -> bytes:
+    figure, axes = pyplot().subplots(figsize=(7.2, 4.4), dpi=150)
     for method in dict.fromkeys(measure.method for measure in report.measures):
         own = [measure for measure in report.measures if measure.method == method]
         xs, ys = [m.ms_per_image for m in own], [m.distance for m in own]
@@ -90,7 +95,12 @@ def _plot(report: Report) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.tight_layout()
+    return png_of(figure)
+
+
+def png_of(figure: Any) -> bytes:
+    """A matplotlib figure's picture; the figure is closed."""
     out = BytesIO()
     figure.savefig(out)
-    pyplot.close(figure)
+    pyplot().close(figure)
     return out.getvalue()
