@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 CORE := $(wildcard csrc/*.?pp csrc/*.inl csrc/*/*.?pp csrc/*/*.inl)
 NATIVE := CMakeLists.txt setup.py $(filter-out csrc/tests/%,$(CORE))
 
-.PHONY: demo test native-tests bench bench-backends bench-cpu bench-precision gpu-parity gpu-latency gpu-engines lint \
-  typecheck wheel examples format clean
+.PHONY: demo test native-tests bench bench-backends bench-cpu bench-precision bench-methods gpu-parity \
+  gpu-latency gpu-engines gpu-train lint typecheck wheel examples format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/native
@@ -29,6 +29,12 @@ bench-precision: $(VENV)/native
 	  --subject 'digits student' runs/demo/student runs/demo/classifier digits \
 	  $(if $(CIFAR10),--subject 'CIFAR-10 teacher' runs/cifar/teacher runs/cifar/classifier '$(CIFAR10)')
 
+# Every method at a reduced size from the teacher of `make demo`, a few minutes each; CIFAR10=FOLDER: from runs/cifar's.
+bench-methods: $(VENV)/native
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/methods.py \
+	  $(if $(CIFAR10),--data '$(CIFAR10)' --teacher runs/cifar/teacher --judge runs/cifar/classifier, \
+	  --teacher runs/demo/teacher --judge runs/demo/classifier)
+
 # The native engine beside the fastest runtimes; half an hour, and a quarter more when their files are made first.
 bench-cpu: $(VENV)/native
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/cpu.py
@@ -36,6 +42,10 @@ bench-cpu: $(VENV)/native
 # On a machine with an NVIDIA GPU; each ends in under nine minutes.
 gpu-parity gpu-latency gpu-engines: $(VENV)/native
 	$(BIN)/python benchmarks/gpu/$(@:gpu-%=%).py --out benchmarks/results
+
+# A teacher and its students of CIFAR10=FOLDER, of its parquet files; call it again until it says that all is done.
+gpu-train: $(VENV)/native
+	$(BIN)/python benchmarks/gpu/train.py --out benchmarks/results --models models $(if $(CIFAR10),--data '$(CIFAR10)')
 
 examples: $(VENV)/native
 	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done

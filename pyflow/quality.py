@@ -63,14 +63,20 @@ class Judge:
         }
 
     def of_flow(
-        self, flow: Flow, steps: int, guidance: float, solver: str | None = None, grid: str = "uniform"
+        self,
+        flow: Flow,
+        steps: int,
+        guidance: float,
+        solver: str | None = None,
+        grid: str = "uniform",
+        pictures: int = PICTURES,
     ) -> tuple[float, float, np.ndarray]:
         """Fréchet distance, label accuracy and the pictures, the same seed and labels for every flow."""
-        labels = np.arange(PICTURES) % flow.spec.network.classes
+        labels = np.arange(pictures) % flow.spec.network.classes
         plan: dict[str, Any] = {"steps": steps, "guidance": guidance, "solver": solver, "grid": grid}
         made = [
-            flow.sample(BATCH, first=first, label=labels[first : first + BATCH].tolist(), **plan)
-            for first in range(0, PICTURES, BATCH)
+            flow.sample(min(BATCH, pictures - first), first=first, label=labels[first : first + BATCH].tolist(), **plan)
+            for first in range(0, pictures, BATCH)
         ]
         states = torch.from_numpy(np.concatenate([output.states for output in made])).clamp(-1, 1)
         features, read = features_and_labels(self.net, states)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import pyflow
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 pytest.importorskip("onnxscript")
@@ -62,6 +64,43 @@ def test_engines(tmp_path):
     assert_every_time_has_its_parity(kept["rows"])
     assert {row["variant"] for row in kept["rows"]} == {"torch eager", "CUDA graph", "onnx fp32"}
     assert [("tensorrt" in line["left out"], bool(line["why"])) for line in kept["left_out"]] == [(True, True)]
+
+
+@pytest.mark.slow
+def test_training_in_pieces(tmp_path):
+    """Stopped somewhere, called again: every run is there, judged, and the small ones are checkpoints with a card."""
+    folders = ["--data", "digits", "--runs", str(tmp_path / "runs")]
+    assert rehearsed("train.py", tmp_path, *folders, "--budget", "3")["done"] is False
+    kept = rehearsed("train.py", tmp_path, *folders, "--budget", "500")
+    assert kept["done"]
+    names = ["teacher", "small-teacher", "reflow", "lines", "meanflow", "lsd"]
+    assert [row["model"] for row in kept["rows"]] == [name for name in names for _ in range(2)]
+    for name in names:
+        assert kept["plan"][name]["images_per_second"] > 0
+        assert kept["plan"][name]["steps"] == kept["losses"][name][-1][0]
+        assert (tmp_path / f"train-{name}.png").stat().st_size > 1000
+    for name in names[1:]:
+        here = tmp_path / "models" / name
+        weights = (here / "weights.safetensors").stat().st_size
+        assert weights < 0.6 * (tmp_path / "runs" / name / "weights.safetensors").stat().st_size
+        told = here.with_suffix(".md").read_text()
+        assert told.startswith(f"# {name}\n")
+        assert f"`{name.replace('small-teacher', 'cfm')}`" in told
+        rows = [row for row in kept["rows"] if row["model"] == name]
+        assert all(f"| {row['steps']} | {row['guidance']:g} | {row['distance']:.3f} |" in told for row in rows)
+        flow = pyflow.load(here)
+        assert {row["identity"] for row in rows} == {flow.identity}, "other weights were judged than are kept"
+        assert flow.sample(2, steps=1, label=[0, 1]).states.shape == (2, 1, 16, 16)
+        assert here.with_suffix(".png").exists()
+
+
+def test_a_plan_of_another_setting_is_refused(tmp_path):
+    arguments = ["--out", str(tmp_path), "--tiny", "--device", "cpu", "--data", "digits", "--budget", "0"]
+    runs = ["--runs", str(tmp_path / "runs")]
+    assert python(str(SCRIPTS / "train.py"), *arguments, *runs).returncode == 0
+    done = python(str(SCRIPTS / "train.py"), *arguments, *runs, "--total", "5")
+    assert "holds a plan of" in done.stderr
+    assert "'total': 25.0" in done.stderr
 
 
 def test_a_budget_that_is_used_up_leaves_out_and_says_so(tmp_path):

@@ -3,10 +3,12 @@
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,6 +64,25 @@ class Budget:
     def share(self, parts: int) -> "Budget":
         """A budget of its own for the first of `parts` equal ones of what is left."""
         return Budget(self.left / parts)
+
+
+class Enough(BaseException):
+    """The seconds of a call are used; no handler of errors should stop it."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Stop what runs inside when the seconds are over; it has to be such as may be killed at any point."""
+
+    def stop(*_: object) -> None:
+        raise Enough
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(1e-3, seconds), 5)  # again, were it lost in what Python calls on its own
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class PlainLoop:
