@@ -41,6 +41,17 @@ def refuse_misfit(model: nn.Module, network: Own) -> None:
         raise InvalidInput(f"{type(model).__name__} made {came} of x {tuple(x.shape)}; expected a tensor of x's shape")
 
 
+def fresh(network: Network, start: nn.Module | None = None) -> nn.Module:
+    """A network to train, with the weights of `start` if one is given; of one's own, a copy of `start`."""
+    if isinstance(network, Own) and start is not None:
+        refuse_misfit(start, network)
+        return copy.deepcopy(start)
+    made = build(network)
+    if start is not None:
+        made.load_state_dict(start.state_dict())
+    return made
+
+
 def random_network(network: Network, seed: int = 0, spread: float = 1.0) -> "MLPNet | UNetNet":
     """A network to test and time with: weights of their own for the layers that start at zero too.
 
