@@ -123,6 +123,13 @@ def write(found: Found, folder: Path) -> None:
         (fresh / "index.html").write_text(page, encoding="utf-8")
 
 
+def summary(found: Found) -> str:
+    """The table as text, for a terminal."""
+    heads, lines = _table(found)
+    widths = [max(map(len, column)) for column in zip(heads, *lines)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in (heads, *lines))
+
+
 def _of(found: Found, method: str, steps: int) -> Measure:
     return next(measure for measure in found.measures if (measure.method, measure.steps) == (method, steps))
 

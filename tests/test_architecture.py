@@ -19,7 +19,19 @@ FLOORS = [
     {"engines", "training"},
     {"loading", "sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
     {"adapters", "certificate", "export", "report", "page"},
-    {"cli", "commands", "demo", "flags", "latency", "lines", "lines_page", "quality", "sources", "verify"},
+    {
+        "checkerboard",
+        "cli",
+        "commands",
+        "demo",
+        "flags",
+        "latency",
+        "lines",
+        "lines_page",
+        "quality",
+        "sources",
+        "verify",
+    },
     {"benchmarks", "tests", "examples"},
 ]
 FLOOR = {unit: number for number, units in enumerate(FLOORS) for unit in units}
