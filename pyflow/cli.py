@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, core, native
+from . import __version__, core, flags, native, studies
 from .engines import BACKENDS
 from .engines import manifest as manifests
 from .engines.manifest import Certificate
@@ -22,20 +21,38 @@ from .errors import InvalidInput, PyflowError
 from .loading import load
 from .sampler import count
 from .sources import open_source
-from .training.recipes import STUDENTS, TEACHERS, Recipe
+from .training.fields import to_yaml
+from .training.recipes import STUDENTS, TEACHERS, recipe
 
 CLASSIFIER = "classifier"
 PICTURE_SUFFIXES, SCALE_LIMIT = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff"), 64
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    changes, settings = flags.changes(arguments), flags.settings(arguments)
+    if arguments.print_config:
+        of_recipe: dict[str, Any] = {"size": arguments.size, "file": arguments.config, "known": TEACHERS}
+        print(to_yaml(recipe(arguments.recipe, arguments.data, **of_recipe, **changes)), end="")
+        return
     from . import commands
 
+    out = _expected(arguments, "out", "the checkpoint's folder")
     if arguments.recipe == CLASSIFIER:
-        made = commands.train_judge(arguments.out, arguments.data, **_changes(arguments))
+        asked = {name: getattr(arguments, name) for name in ("size", "config", "start", "judge")}
+        changes |= {name: value for name, value in asked.items() if value}
+        made = commands.train_judge(out, arguments.data or "digits", **changes)
     else:
-        made = commands.train_teacher(arguments.recipe, arguments.data, arguments.out, **_changes(arguments))
-    print(f"{'trained' if made else 'was finished already'}: {arguments.out}")
+        settings["start"] = arguments.start
+        made = commands.train_teacher(arguments.recipe, arguments.data, out, **settings, **changes)
+    print(f"{'trained' if made else 'was finished already'}: {out}")
+
+
+def _expected(arguments: argparse.Namespace, name: str, what: str) -> Path:
+    """What --print-config goes without."""
+    folder = getattr(arguments, name)
+    if folder is None:
+        raise InvalidInput(f"--{name} is missing; expected {what}")
+    return Path(folder)
 
 
 def _pairs(arguments: argparse.Namespace) -> None:
@@ -60,8 +77,15 @@ def _pairs(arguments: argparse.Namespace) -> None:
 def _distill(arguments: argparse.Namespace) -> None:
     from . import commands
 
-    made = commands.distil(arguments.recipe, arguments.teacher, arguments.pairs, arguments.out, **_changes(arguments))
-    print(f"{'distilled' if made else 'was finished already'}: {arguments.out}")
+    changes, settings = flags.changes(arguments), flags.settings(arguments)
+    name, teacher = arguments.recipe, arguments.teacher
+    if arguments.print_config:
+        of_recipe: dict[str, Any] = {"size": arguments.size, "config": arguments.config}
+        print(to_yaml(commands.student(name, teacher, arguments.pairs, **of_recipe, **changes)), end="")
+        return
+    pairs, out = _expected(arguments, "pairs", "the pairs' folder"), _expected(arguments, "out", "the student's folder")
+    made = commands.distil(name, teacher, pairs, out, **settings, **changes)
+    print(f"{'distilled' if made else 'was finished already'}: {out}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -190,13 +214,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo.run(arguments.out, arguments.report)
 
 
-def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The recipe's fields that were named on the command line."""
-    return {name: value for name in _RECIPE_FIELDS if (value := getattr(arguments, name)) is not None}
-
-
-_DATA = "digits, checkerboard, cifar10 (from the Hugging Face hub), or a folder of its parquet files"
-_RECIPE_FIELDS = {field.name: field.type for field in fields(Recipe) if field.type in (int, float)}
+_DATA = "digits, checkerboard, cifar10 (from the Hugging Face hub), or a folder of its parquet files or of pictures"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -211,20 +229,16 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    def recipe_fields(made: argparse.ArgumentParser) -> None:
-        group = made.add_argument_group("fields of the recipe")
-        for name, kind in _RECIPE_FIELDS.items():
-            group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=kind.__name__.upper(), default=None)
-
     demo = command("demo", _demo, "train a teacher, distil a student, export both, compare them in a report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run's folder")
     demo.add_argument("--report", type=Path, default=Path("report"), help="the report's folder")
 
-    train = command("train", _train, "train a teacher, or the classifier that judges pictures of a data set")
+    train = command("train", _train, "train on data by any method, or the classifier that judges its pictures")
     train.add_argument("recipe", help=f"one of {', '.join([*TEACHERS, CLASSIFIER])}")
-    train.add_argument("--data", default="digits", help=_DATA)
-    train.add_argument("--out", type=Path, required=True, help="the checkpoint's folder")
-    recipe_fields(train)
+    train.add_argument("--data", default=None, help=f"{_DATA}; without it that of --config, or the digits")
+    train.add_argument("--out", type=Path, default=None, help="the checkpoint's folder")
+    train.add_argument("--start", type=Path, default=None, help="a checkpoint whose weights are the first ones")
+    flags.add_recipe(train)
 
     pairs = command("pairs", _pairs, "have a teacher make (noise, label, picture) pairs")
     _add_source(pairs, "the teacher: an engine, a checkpoint, or a folder of diffusers'")
@@ -241,10 +255,10 @@ def _parser() -> argparse.ArgumentParser:
 
     distill = command("distill", _distill, "train a student on a teacher's pairs")
     distill.add_argument("recipe", help=f"one of {', '.join(STUDENTS)}")
-    distill.add_argument("--teacher", type=Path, required=True, help="the teacher's checkpoint")
-    distill.add_argument("--pairs", type=Path, required=True, help="the pairs' folder")
-    distill.add_argument("--out", type=Path, required=True, help="the student's folder")
-    recipe_fields(distill)
+    distill.add_argument("--pairs", type=Path, default=None, help="the pairs' folder")
+    distill.add_argument("--teacher", type=Path, default=None, help="a checkpoint whose weights are the first ones")
+    distill.add_argument("--out", type=Path, default=None, help="the student's folder")
+    flags.add_recipe(distill)
 
     export = command("export", _export, "export a checkpoint as an engine, with its parity certificate")
     export.add_argument("source", type=Path, help="the checkpoint")
@@ -291,6 +305,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="batch sizes")
     bench.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     bench.add_argument("--by-op", action="store_true", help="and where a native engine spends its time")
+
+    text = "a study from nothing to a page of pictures and figures"
+    studies.add(commands.add_parser("report", help=text, description=text), _DATA)
 
     info = command("info", _info, "what an engine or a checkpoint says of itself; without one, this machine")
     info.add_argument("source", type=Path, nargs="?", default=None, help="an engine or checkpoint")

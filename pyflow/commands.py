@@ -1,5 +1,6 @@
 """What the commands do, as functions: the command line, the demo and the tests call these and nothing beside them."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import __version__, checkpoint, export, quality
-from .core import LINEAR, VELOCITY
+from .core import VELOCITY
 from .engines import manifest as manifests
 from .engines.manifest import BOUNDS, Bound, Manifest
 from .errors import InvalidArtefact, InvalidInput
@@ -19,33 +20,70 @@ from .export.build import GUIDANCE_LIMIT, Order
 from .loading import load
 from .models import baked
 from .sources import open_source
-from .spec import Spec
+from .spec import MLP, Spec, refuse_other_inputs
 from .training import classifier
 from .training import pairs as pairs_files
-from .training.batch import paired, unpaired
-from .training.data import load_dataset
+from .training.batch import Draw, endless, paired, unpaired
+from .training.beginnings import begin, spec_of
+from .training.data import LAWS, Dataset, load_dataset
 from .training.pairs import PairsSpec
-from .training.recipes import STUDENTS, TEACHERS, recipe
-from .training.trainer import provenance, train
+from .training.recipes import STUDENTS, TEACHERS, Recipe, recipe
+from .training.trainer import train
 
 JUDGE_FIELDS = ("steps", "batch", "seed")
 
 
-def train_teacher(name: str, data: str, folder: Path, **changes: Any) -> bool:
-    """Train a teacher on a data set; False when the folder holds the finished run already."""
-    _expect_one_of("recipe", name, TEACHERS)
-    dataset = load_dataset(data)
-    setting = replace(recipe(name, data, **changes), data=dataset.name)  # a folder by its name, wherever it lies
+def train_teacher(
+    name: str,
+    data: str | None,
+    folder: Path,
+    *,
+    size: str | None = None,
+    config: Path | None = None,
+    start: Path | None = None,
+    judge: Path | None = None,
+    device: str = "cpu",
+    watch: int = 500,
+    logs: Sequence[str] = (),
+    **changes: Any,
+) -> bool:
+    """Train on a data set; False when the folder holds the finished run already.
+
+    `changes` are fields of the recipe, over those of `config`. `start` is the checkpoint that gives the first weights,
+    `judge` the folder of a classifier. `device`, `watch` and `logs` are the trainer's.
+    """
+    setting = recipe(name, data, size=size, file=config, known=TEACHERS, **changes)
+    dataset = load_dataset(setting.data)
     network = setting.network
-    assert network is not None  # every teacher's recipe names its network
     if network.shape != dataset.shape or network.classes != dataset.classes:
         raise InvalidInput(
-            f"data {data!r} has shape {dataset.shape} and {dataset.classes} classes, "
-            f"the recipe's network has {network.shape} and {network.classes}"
+            f"data {setting.data!r} has shape {dataset.shape} and {dataset.classes} classes, the recipe's network has "
+            f"{network.shape} and {network.classes}: name another data set, or the fields network.shape and "
+            f"network.classes: --network.shape {','.join(map(str, dataset.shape))} --network.classes {dataset.classes}"
         )
-    guided = setting.label_dropout > 0 and dataset.classes > 0
-    spec = Spec(network, LINEAR.name, null_label=guided, provenance=provenance(setting))
-    return train(setting, spec, unpaired(dataset.images, dataset.labels), folder)
+    setting = replace(setting, data=dataset.name)  # a folder by its name, wherever it lies
+    spec = spec_of(setting, **({"start": checkpoint.weights_sha256(start)} if start else {}))
+    if dataset.name in LAWS:
+        draw = endless(LAWS[dataset.name])
+    else:
+        draw = unpaired(dataset.images, dataset.labels, setting.flip)
+    return _train(setting, spec, draw, folder, start, judge, device=device, watch=watch, logs=logs)
+
+
+def _train(
+    setting: Recipe,
+    spec: Spec,
+    draw: Draw,
+    folder: Path,
+    start: Path | None,
+    judge: Path | None,
+    **told: Any,
+) -> bool:
+    network = setting.network
+    begun = begin(start, network) if start else None
+    like = Dataset(setting.data, torch.empty(0, *network.shape), torch.empty(0, dtype=torch.int64), network.classes)
+    referee = classifier.load(judge, like) if judge else None
+    return train(setting, spec, draw, folder, begun, judge=referee, **told)
 
 
 def train_judge(folder: Path, data: str, **changes: Any) -> bool:
@@ -107,21 +145,59 @@ def make_pairs(
     return pairs_files.generate(teacher, spec, folder, origin=told, rank=rank, world=world)
 
 
-def distil(name: str, teacher: Path, pairs: Path, folder: Path, **changes: Any) -> bool:
-    """Train a student on its teacher's pairs, starting from the teacher's weights."""
-    _expect_one_of("recipe", name, STUDENTS)
-    model, teacher_spec = checkpoint.load(teacher)
-    tensors, made = pairs_files.load(pairs)
-    network = teacher_spec.network
+def distil(
+    name: str,
+    teacher: Path | None,
+    pairs: Path,
+    folder: Path,
+    *,
+    size: str | None = None,
+    config: Path | None = None,
+    judge: Path | None = None,
+    device: str = "cpu",
+    watch: int = 500,
+    logs: Sequence[str] = (),
+    **changes: Any,
+) -> bool:
+    """Train a student on a teacher's pairs, from the weights of `teacher` or, without one, from random ones.
+
+    Path, prediction and solver are the recipe's, whatever the teacher's were. The rest is as for `train_teacher`.
+    """
+    setting = student(name, teacher, pairs, size=size, config=config, **changes)
+    made = pairs_files.read_spec(pairs)
+    network = setting.network
     if made.shape != network.shape or made.classes != network.classes:
         raise InvalidInput(
             f"the pairs in {pairs} have shape {made.shape} and {made.classes} classes, "
-            f"the teacher {teacher} has {network.shape} and {network.classes}"
+            f"{f'the teacher {teacher}' if teacher else 'the network'} has {network.shape} and {network.classes}"
         )
-    setting = recipe(name, teacher_spec.provenance.get("data", "digits"), **changes)
-    origin = {"teacher": checkpoint.weights_sha256(teacher), "pairs": asdict(made) | {"shape": list(made.shape)}}
-    spec = replace(teacher_spec, null_label=False, provenance={**provenance(setting), **origin})
-    return train(setting, spec, paired(tensors), folder, start=model)
+    origin = {"teacher": checkpoint.weights_sha256(teacher)} if teacher else {}
+    spec = spec_of(setting, **origin, pairs=asdict(made) | {"shape": list(made.shape)})
+    return _train(
+        setting, spec, paired(pairs_files.load(pairs)[0]), folder, teacher, judge, device=device, watch=watch, logs=logs
+    )
+
+
+def student(
+    name: str,
+    teacher: Path | None = None,
+    pairs: Path | None = None,
+    *,
+    size: str | None = None,
+    config: Path | None = None,
+    **changes: Any,
+) -> Recipe:
+    """A student's recipe, with the network of its teacher or, without one, a network that fits the pairs."""
+    data, base = None, {}
+    if teacher:
+        spec = checkpoint.load_spec(teacher)
+        refuse_other_inputs(spec)
+        data, base = spec.provenance.get("data"), {"network": spec.network}
+    elif pairs:
+        made, data = pairs_files.read_spec(pairs), pairs_files.data_of(pairs) or "pairs"
+        fitted = {"shape": made.shape, "classes": made.classes}
+        base = {"network": MLP(**fitted)} if len(made.shape) == 1 else {f"network.{k}": v for k, v in fitted.items()}
+    return recipe(name, data, size=size, file=config, base=base, known=STUDENTS, **changes)
 
 
 def export_engine(

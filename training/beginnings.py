@@ -1,6 +1,7 @@
-"""Where training begins: the weights of another checkpoint, in a network that may also take what that one did not."""
+"""Where training begins: what the network will be, and the weights of another checkpoint that it starts from."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +9,33 @@ from torch import Tensor, nn
 from pyflow import checkpoint
 from pyflow.errors import InvalidInput
 from pyflow.models import build
-from pyflow.spec import Network
+from pyflow.spec import Network, Spec
+
+from .settings import Recipe
+from .trainer import provenance
 
 TIMES, GUIDE = "condition.project.0.weight", "condition.guide."
+
+
+def spec_of(setting: Recipe, **origin: Any) -> Spec:
+    """What the trained network will be; one with its guidance in its weights is not guided again."""
+    network = setting.network
+    if getattr(network, "extra", 0):
+        raise InvalidInput(f"network.extra is {network.extra}; expected 0: these recipes have nothing to give it there")
+    nothing = setting.label_dropout > 0 and network.classes > 0
+    if setting.options.guidance > 1 and not nothing:
+        raise InvalidInput(
+            f"guidance is {setting.options.guidance:g}; expected 1 with label_dropout={setting.label_dropout:g} and "
+            f"{network.classes} classes: the network learns no null label to guide away from"
+        )
+    return Spec(
+        network,
+        setting.path,
+        setting.prediction,
+        setting.solver,
+        null_label=nothing and setting.options.guidance == 1 and not network.guided,
+        provenance={**provenance(setting), **origin},
+    )
 
 
 def begin(source: Path, network: Network) -> nn.Module:

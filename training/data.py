@@ -221,6 +221,8 @@ def _words(arguments: Any) -> list[str]:
     return [word for word in (arguments if isinstance(arguments, tuple) else (arguments,)) if isinstance(word, str)]
 
 
+# What is known as a law, of which training draws fresh points.
+LAWS: dict[str, Callable[[int], Tensor]] = {"checkerboard": checkerboard_points}
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits, "checkerboard": checkerboard, "cifar10": cifar10}
 
 

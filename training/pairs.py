@@ -144,6 +144,13 @@ def read_spec(folder: Path) -> PairsSpec:
         raise InvalidArtefact(f"{folder / MANIFEST} is not a pairs manifest ({error}); make the pairs again") from error
 
 
+def data_of(folder: Path) -> str | None:
+    """The name of the data that the teacher of these pairs was trained on, where that is known."""
+    manifest: Any = read_json(folder / MANIFEST)
+    told = manifest.get("origin", {}).get("teacher", {})
+    return told.get("data")
+
+
 def _open(spec: PairsSpec, origin: Mapping[str, Any], folder: Path) -> None:
     """Write the manifest, or refuse another's. Processes that start together write the same bytes."""
     if not (folder / MANIFEST).exists():

@@ -1,12 +1,12 @@
 """Recipes: a full training setting each, as a function that returns a frozen dataclass."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pyflow.errors import InvalidInput
-from pyflow.spec import MLP, Network, UNet
+from pyflow.spec import MLP, UNet
 
 from .fields import NETWORK, changed, read_yaml
 from .settings import Options, Recipe
@@ -139,14 +139,14 @@ def recipe(
     *,
     size: str | None = None,
     file: Path | None = None,
-    network: Network | None = None,
+    base: Mapping[str, Any] | None = None,
+    known: Known = TEACHERS | STUDENTS,
     **changes: Any,
 ) -> Recipe:
-    """A recipe by name. Over its own fields go `network`, over these a YAML file's, and over these `changes`.
+    """A recipe by name. Over its own fields go those of `base`, then those of a YAML file, then `changes`.
 
     Without `data` it is the file's, or the digits.
     """
-    known = TEACHERS | STUDENTS
     if name not in known:
         raise InvalidInput(f"recipe is {name!r}; expected one of {', '.join(known)}")
     written = read_yaml(file) if file else {}
@@ -155,7 +155,7 @@ def recipe(
     data = data or written.get("data", "digits")
     _refuse_size(size, data, any(field.startswith(f"{NETWORK}.") for field in written))
     setting = known[name](data, size or "1m")
-    return changed(replace(setting, network=network or setting.network), written | changes | {"data": data})
+    return changed(setting, {**(base or {}), **written, **changes, "data": data})
 
 
 def _refuse_size(size: str | None, data: str, written: bool) -> None:

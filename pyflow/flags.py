@@ -1,0 +1,43 @@
+"""The flags of `pyflow train` and `pyflow distill`: each field of a recipe has one, under its own name."""
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from .training.fields import FIELDS, typed
+from .training.recipes import SIZES
+
+NAMED_OTHERWISE = ("name", "data")
+_WORDS = {int: "INT", float: "FLOAT", str: "NAME"}
+
+
+def add_recipe(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--size", default=None, help=f"of a picture network: {', '.join(SIZES)} parameters (default: 1m)")
+    made.add_argument("--config", type=Path, default=None, help="a YAML file with fields of the recipe")
+    made.add_argument("--print-config", action="store_true", help="print the recipe as YAML and do nothing else")
+    made.add_argument("--device", default="cpu", help="cpu or cuda")
+    made.add_argument("--watch", type=int, default=500, help="steps between samples and signs of health; 0: none")
+    made.add_argument("--logs", default="", help="tensorboard, wandb, or both with a comma, beside log.jsonl")
+    made.add_argument("--judge", type=Path, default=None, help="the classifier's folder for these signs")
+    group = made.add_argument_group("fields of the recipe, over its own and those of --config")
+    for name, kind in FIELDS.items():
+        if name in NAMED_OTHERWISE:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if kind is bool:
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None)
+        else:
+            word = _WORDS[kind] if kind in _WORDS else f"{_WORDS[get_args(kind)[0]]},..."
+            group.add_argument(flag, dest=name, metavar=word, default=None)
+
+
+def changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's fields that were named on the command line."""
+    said = vars(arguments)
+    return {name: typed(name, said[name]) for name in FIELDS if name not in NAMED_OTHERWISE and said[name] is not None}
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said beside the recipe's fields."""
+    named = {name: getattr(arguments, name) for name in ("size", "config", "device", "watch", "judge")}
+    return named | {"logs": tuple(arguments.logs.split(",")) if arguments.logs else ()}
