@@ -65,7 +65,7 @@ def test_the_demo(tmp_path, monkeypatch, capsys):
     """All its stages with next to no training; the second run makes nothing again and finds the same quality."""
 
     def short(recipe):
-        return lambda data: dataclasses.replace(recipe(data), steps=4, batch=16)
+        return lambda *where: dataclasses.replace(recipe(*where), steps=4, batch=16)
 
     monkeypatch.setitem(recipes.TEACHERS, "cfm", short(recipes.cfm))
     monkeypatch.setitem(recipes.STUDENTS, "reflow", short(recipes.reflow))
