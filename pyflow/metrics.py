@@ -1,4 +1,5 @@
-"""Quality of generated pictures: the Fréchet distance of features, and the share of labels that a classifier reads."""
+"""Quality of what is generated: the Fréchet distance of features, the share of labels that a classifier reads, and the
+Kullback-Leibler divergence of points in the plane."""
 
 import numpy as np
 
@@ -39,3 +40,20 @@ def label_accuracy(read: np.ndarray, asked: np.ndarray) -> float:
     if read.shape != asked.shape or read.ndim != 1 or not len(read):
         raise InvalidInput(f"read has shape {read.shape}, asked {asked.shape}; expected one label a picture in both")
     return float((read == asked).mean())
+
+
+def histogram_divergence(
+    real: np.ndarray, made: np.ndarray, *, reach: float = 2.5, cells: int = 60, floor: float = 1e-8
+) -> float:
+    """KL(real||made) of two sets of points (N, 2), as histograms of cells x cells over -reach..reach.
+
+    A cell's probability is its share of ALL points of a set, plus `floor`: points outside are missing inside.
+    """
+    for name, points in (("real", real), ("made", made)):
+        if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+            raise InvalidInput(f"{name} has shape {points.shape}; expected points in the plane: (N, 2)")
+        if not np.isfinite(points).all():
+            raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite points")
+    edges = np.linspace(-reach, reach, cells + 1)
+    p, q = (np.histogram2d(*points.T, bins=(edges, edges))[0] / len(points) + floor for points in (real, made))
+    return float((p * np.log(p / q)).sum())
