@@ -243,6 +243,11 @@ def bake(source: Path, folder: Path, guidance: float) -> None:
     if folder.resolve() == source.resolve():
         raise InvalidInput(f"--out is {str(folder)!r}, the guided checkpoint; expected another folder, that is kept")
     model, spec = checkpoint.load(source)
+    largest = spec.provenance.get("options", {}).get("guidance")
+    if spec.network.guided and largest is not None and not 1 <= guidance <= largest:
+        raise InvalidInput(
+            f"guidance is {guidance:g}; expected 1 to {largest:g}, which the network was told in training"
+        )
     made = baked(model, guidance)
     origin = {"guidance": guidance, "baked_from": checkpoint.weights_sha256(source)}
     told = {**spec.provenance, **origin}

@@ -292,6 +292,18 @@ def test_a_guidance_that_cannot_be_is_refused(guidance, tmp_path, capsys):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(("guidance", "fits"), [(1.0, True), (3.0, True), (3.1, False), (0.9, False)])
+def test_a_guidance_that_the_network_was_never_told_is_refused(guidance, fits, tmp_path):
+    spec = replace(GUIDED["mlp"], provenance={"options": {"guidance": 3.0}})
+    checkpoint.save(tmp_path / "guided", network(spec.network), spec)
+    if fits:
+        commands.bake(tmp_path / "guided", tmp_path / "a", guidance)
+    else:
+        with pytest.raises(InvalidInput, match=r"expected 1 to 3, which the network was told in training"):
+            commands.bake(tmp_path / "guided", tmp_path / "a", guidance)
+    assert (tmp_path / "a").exists() == fits
+
+
 def test_baking_keeps_the_guided_checkpoint_and_wants_one(tmp_path, saved):
     checkpoint.save(tmp_path / "guided", network(GUIDED["mlp"].network), GUIDED["mlp"])
     with pytest.raises(InvalidInput, match="the guided checkpoint; expected another folder"):
