@@ -188,15 +188,17 @@ def student(
     **changes: Any,
 ) -> Recipe:
     """A student's recipe, with the network of its teacher or, without one, a network that fits the pairs."""
-    data, base = None, {}
+    data: str | None = None
+    base: dict[str, Any] = {}
     if teacher:
         spec = checkpoint.load_spec(teacher)
         refuse_other_inputs(spec)
         data, base = spec.provenance.get("data"), {"network": spec.network}
     elif pairs:
         made, data = pairs_files.read_spec(pairs), pairs_files.data_of(pairs) or "pairs"
-        fitted = {"shape": made.shape, "classes": made.classes}
-        base = {"network": MLP(**fitted)} if len(made.shape) == 1 else {f"network.{k}": v for k, v in fitted.items()}
+        points = len(made.shape) == 1
+        base = {"network": MLP(made.shape)} if points else {"network.shape": made.shape}
+        base["network.classes"] = made.classes
     return recipe(name, data, size=size, file=config, base=base, known=STUDENTS, **changes)
 
 

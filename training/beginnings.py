@@ -20,8 +20,9 @@ TIMES, GUIDE = "condition.project.0.weight", "condition.guide."
 def spec_of(setting: Recipe, **origin: Any) -> Spec:
     """What the trained network will be; one with its guidance in its weights is not guided again."""
     network = setting.network
-    if getattr(network, "extra", 0):
-        raise InvalidInput(f"network.extra is {network.extra}; expected 0: these recipes have nothing to give it there")
+    extra = getattr(network, "extra", 0)
+    if extra:
+        raise InvalidInput(f"network.extra is {extra}; expected 0: these recipes have nothing to give it there")
     nothing = setting.label_dropout > 0 and network.classes > 0
     if setting.options.guidance > 1 and not nothing:
         raise InvalidInput(

@@ -123,7 +123,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         told = " ".join(str(error).split()) or type(error).__name__
         raise InvalidInput(f"{file} is no YAML ({told}); expected what --print-config prints") from None
-    fields = {}
+    fields: dict[str, Any] = {}
     for name, value in _mapping(str(file), said).items():
         if name == NETWORK:
             fields |= {f"{NETWORK}.{key}": inner for key, inner in _mapping(f"{file}: {name}", value).items()}
