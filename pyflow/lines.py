@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from . import checkpoint, commands
 from .core import PATHS
+from .errors import InvalidInput
 from .latency import calls
 from .lines_page import LINES, METHODS, MOMENTS, NAIVE, SHOWN, STATE, STEPS, TEACHER, Found, Measure, Setting, write
 from .loading import load
@@ -22,6 +23,7 @@ from .quality import PICTURES, Judge
 from .sampler import Flow
 from .timing import interleave, machine
 from .training import pairs as pairs_files
+from .training.data import LAWS
 
 TIMES = tuple(index / 10 for index in range(11))  # of the error's curve
 SEED, HELD_OUT_SEED = 2**31, 2**31 + 1
@@ -51,6 +53,8 @@ def run(setting: Setting, folder: Path, report_folder: Path) -> Found:
 
 
 def _judge(setting: Setting, folder: Path) -> Judge:
+    if setting.data in LAWS:
+        raise InvalidInput(f"data is {setting.data!r}, points; this study expected pictures that have classes")
     _say("classifier", commands.train_judge(folder / "classifier", setting.data), folder / "classifier")
     return Judge.of(folder / "classifier", setting.data)
 

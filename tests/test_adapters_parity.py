@@ -18,9 +18,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
+from PIL import Image
+from pyflow.training import pairs
 
 from pyflow import core, native
 from pyflow.adapters import PyflowPipeline, PyflowScheduler, Teacher, load_teacher, path_of, plan_of
+from pyflow.cli import main
 from pyflow.engines.runner import Request
 from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
@@ -226,6 +229,25 @@ def test_a_teacher_makes_the_pictures_of_ddimpipeline(ddpm_folder, monkeypatch, 
     assert abs(out.images / 255 - expected).max() < 0.5 / 255 + 2e-5
     inside = (out.states > -1) & (out.states < 1)
     assert inside.any(), "the comparison is of more than the clamp at the border"
+
+
+def test_pairs_of_a_folder_of_diffusers_are_ddimpipelines(ddpm_folder, tmp_path, monkeypatch, rng):
+    """As it comes, clip_sample and all, through the command line; and its samples too."""
+    seed = int(rng.integers(2**32))
+    words = ["--steps", "5", "--seed", str(seed), "--count"]
+    assert main(["pairs", str(ddpm_folder), "--out", str(tmp_path / "pairs"), *words, "3", "--batch", "2"]) == 0
+    assert main(["sample", str(ddpm_folder), "--out", str(tmp_path / "sheet.png"), *words, "3", "--scale", "1"]) == 0
+    (noise, labels, states), spec = pairs.load(tmp_path / "pairs")
+    expected = of_ddimpipeline(monkeypatch, ddpm_folder, 3, seed, 5, 0.0)
+    assert abs((states / 2 + 0.5).clip(0, 1).permute(0, 2, 3, 1).numpy() - expected).max() < 2e-5
+    assert np.array_equal(noise.numpy().ravel(), native.normal(seed, 0, 3, 192, 0).ravel())
+    assert (spec.solver, spec.classes, labels.tolist()) == ("ddim", 0, [0, 0, 0])
+    assert spec.teacher == load_teacher(ddpm_folder).identity
+    origin = json.loads((tmp_path / "pairs" / "manifest.json").read_text())["origin"]
+    assert (origin["source"], origin["backend"]) == ("ddpm", "diffusers")
+    assert origin["teacher"]["scheduler"]["clip_sample"]
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))[1:9, 1:9] / 255
+    assert abs(sheet - expected[0]).max() < 0.5 / 255 + 2e-5
 
 
 @pytest.mark.parametrize("clip_sample", [True, False])

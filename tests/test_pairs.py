@@ -317,6 +317,23 @@ def native_noise(flow, row, seed: int, index: int) -> np.ndarray:
     return native.sample(flow.runner.denoiser, [row], batch=1, seed=seed, first=index, label=0).states
 
 
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_the_batch_does_not_change_the_pairs(tmp_path, tiny_checkpoint, backend):
+    """Noise belongs to the picture. A native engine computes it in one way at every batch, so the bytes are equal."""
+    source = tiny_checkpoint
+    if backend == "native":
+        source = tmp_path / "tiny.engine"
+        commands.export_engine(tiny_checkpoint, source, "native")
+    setting = {"count": 37, "steps": 3, "guidance": 2.0, "seed": 6}
+    came = []
+    for batch in (1, 16, 64):
+        commands.make_pairs(source, tmp_path / str(batch), batch=batch, **setting)
+        came.append(pairs.load(tmp_path / str(batch))[0][2])
+    bound = 0.0 if backend == "native" else 2e-5
+    for other in came[1:]:
+        assert (other - came[0]).abs().max() <= bound
+
+
 def test_a_student_of_other_pairs_is_another_student(tmp_path):
     """The pairs' own settings are part of the recipe: a second distillation from other pairs is not `finished`."""
     teacher_folder = save(tmp_path / "teacher", Spec(POINTS, null_label=True, provenance={"data": "checkerboard"}))
