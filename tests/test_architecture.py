@@ -30,6 +30,7 @@ FLOORS = [
         "lines_page",
         "quality",
         "sources",
+        "studies",
         "verify",
     },
     {"benchmarks", "tests", "examples"},
