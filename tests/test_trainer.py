@@ -1,135 +1,21 @@
-"""Training: a run that was interrupted anywhere ends bit for bit where an uninterrupted one ends."""
+"""Training: what is learnt, what is published, what is refused."""
 
-import os
+import json
 import re
-import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from pyflow.training.batch import COINS, Batch, paired, unpaired
 from pyflow.training.objectives import OBJECTIVES
-from pyflow.training.recipes import Options, Recipe, recipe
-from pyflow.training.trainer import provenance, train
+from pyflow.training.recipes import recipe
+from pyflow.training.settings import Options
 from tiny import UNET, network
+from tiny_runs import MAP, POINTS, RECIPE, SETTINGS, Interrupted, data, interrupted, run, spec_of, whole
 
 from pyflow import checkpoint
-from pyflow.errors import InvalidArtefact, InvalidInput, NotFinite
+from pyflow.errors import InvalidInput, NotFinite
 from pyflow.models import build
-from pyflow.spec import MLP, Spec
-
-POINTS = MLP(shape=(2,), width=8, depth=2, classes=3)
-RECIPE = Recipe("cfm", "cfm", "dots", POINTS, steps=12, batch=4, learning_rate=1e-2)
-
-
-def spec_of(setting: Recipe) -> Spec:
-    return Spec(setting.network, null_label=True, provenance=provenance(setting))
-
-
-def data(setting: Recipe):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(32, *setting.network.shape, generator=generator)
-    return unpaired(images, torch.arange(32) % 3)
-
-
-class Interrupted(Exception):
-    pass
-
-
-def interrupted(draw, at: int):
-    """Raises at draw number `at`, counted from 0 in this process."""
-    count = 0
-
-    def drawn(size: int) -> Batch:
-        nonlocal count
-        count += 1
-        if count > at:
-            raise Interrupted
-        return draw(size)
-
-    return drawn
-
-
-def whole(folder) -> dict[str, bytes]:
-    """Weights, network, optimizer, random state and step: everything that a run leaves."""
-    tensors = {**checkpoint.load_arrays(folder, checkpoint.SPEC, checkpoint.WEIGHTS), **checkpoint.load_state(folder)}
-    return {name: value.contiguous().numpy().tobytes() for name, value in tensors.items()}
-
-
-def run(folder, setting=RECIPE, draw=None, **arguments) -> bool:
-    arguments = {"save_every": 3, **arguments}
-    return train(setting, spec_of(setting), draw or data(setting), folder, **arguments)
-
-
-SETTINGS = {
-    "points": RECIPE,
-    "unet": replace(RECIPE, network=replace(UNET, dropout=0.2), steps=9, batch=2),
-    "reflow": replace(RECIPE, name="reflow", objective="reflow", label_dropout=0.0),
-}
-
-
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, rng, setting):
-    torch.manual_seed(int(rng.integers(2**31)))  # whatever the caller's generator says
-    assert run(tmp_path / "whole", setting)
-    expected = whole(tmp_path / "whole")
-    for at in sorted({0, 1, 3, *rng.integers(setting.steps, size=3).tolist()}):
-        folder = tmp_path / f"stopped at {at}"
-        with pytest.raises(Interrupted):
-            run(folder, setting, interrupted(data(setting), at))
-        with pytest.raises(Interrupted):  # and once more, two steps on
-            run(folder, setting, interrupted(data(setting), 2))
-        torch.manual_seed(int(rng.integers(2**31)))
-        assert run(folder, setting, save_every=int(rng.integers(1, 9)))
-        assert whole(folder) == expected, f"stopped at step {at}"
-        assert (folder / checkpoint.WEIGHTS).read_bytes() == (tmp_path / "whole" / checkpoint.WEIGHTS).read_bytes()
-
-
-def test_the_last_save_before_an_interruption_stands(tmp_path):
-    with pytest.raises(Interrupted):
-        run(tmp_path / "run", draw=interrupted(data(RECIPE), 2))
-    assert not (tmp_path / "run").exists()
-    for at, saved in ((4, 3), (4, 6), (0, 6)):
-        with pytest.raises(Interrupted):
-            run(tmp_path / "run", draw=interrupted(data(RECIPE), at))
-        assert int(checkpoint.load_state(tmp_path / "run")["step"]) == saved
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-import test_trainer as t
-draw, count = t.data(t.RECIPE), 0
-def killed(size):
-    global count
-    count += 1
-    if count > 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return draw(size)
-t.run(Path(sys.argv[2]), draw=killed)
-"""
-
-
-def test_a_killed_run_goes_on_exactly(tmp_path):
-    run(tmp_path / "whole")
-    done = subprocess.run([sys.executable, "-c", KILLED, os.path.dirname(__file__), str(tmp_path / "killed")])
-    assert done.returncode == -signal.SIGKILL
-    assert int(checkpoint.load_state(tmp_path / "killed")["step"]) == 6
-    assert run(tmp_path / "killed")
-    assert whole(tmp_path / "killed") == whole(tmp_path / "whole")
-
-
-def test_a_finished_run_is_left_alone(tmp_path):
-    assert run(tmp_path / "run") is True
-    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "run").iterdir()}
-    assert run(tmp_path / "run", draw=interrupted(data(RECIPE), 0)) is False
-    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "run").iterdir()} == before
 
 
 @pytest.mark.parametrize(
@@ -152,19 +38,6 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, change):
     with pytest.raises(InvalidInput, match="holds a checkpoint of another recipe"):
         run(tmp_path / "run", replace(RECIPE, **change))
     assert whole(tmp_path / "run") == before
-
-
-def test_a_checkpoint_that_cannot_be_continued_is_refused(tmp_path):
-    run(tmp_path / "run")
-    model, spec = checkpoint.load(tmp_path / "run")
-    checkpoint.save(tmp_path / "weights only", model, spec)
-    with pytest.raises(InvalidArtefact, match=r"holds no state\.safetensors"):
-        run(tmp_path / "weights only")
-    state = checkpoint.load_state(tmp_path / "run")
-    for broken in ({k: v for k, v in state.items() if k != "rng"}, {**state, "net.enter.weight": torch.zeros(1)}):
-        checkpoint.save(tmp_path / "broken", model, spec, broken)
-        with pytest.raises(InvalidArtefact, match="its training state does not fit this run"):
-            run(tmp_path / "broken")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
@@ -190,7 +63,7 @@ def test_a_seed_decides_everything(tmp_path):
         torch.rand(5)  # the caller's generator is somewhere else each time
         run(tmp_path / name, replace(RECIPE, seed=seed))
     assert whole(tmp_path / "a") == whole(tmp_path / "b")
-    assert whole(tmp_path / "a")["enter.weight"] != whole(tmp_path / "c")["enter.weight"]
+    assert whole(tmp_path / "a")["./enter.weight"] != whole(tmp_path / "c")["./enter.weight"]
 
 
 def test_the_published_weights_are_the_average_of_the_trained_ones(tmp_path):
@@ -297,10 +170,92 @@ def test_a_recipe_that_cannot_train_is_refused(name, value):
         replace(RECIPE, **{name: value})
 
 
-def test_a_copied_run_goes_on_like_the_original(tmp_path):
-    with pytest.raises(Interrupted):
-        run(tmp_path / "a", draw=interrupted(data(RECIPE), 5))
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    run(tmp_path / "a")
-    run(tmp_path / "b")
-    assert whole(tmp_path / "a") == whole(tmp_path / "b")
+@pytest.mark.parametrize("name", ["points", "unet", "learned weight"])
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(tmp_path, rng, name):
+    """Without dropout, whose masks belong to the place in the part. Adam's first moment is a tenth of the gradient."""
+    setting = replace(SETTINGS[name], batch=16, seed=int(rng.integers(2**31)), half_lives=(0.1,), steps=1, clip=1e9)
+    if name == "unet":
+        setting = replace(setting, network=replace(setting.network, dropout=0.0))
+    start = network(setting.network, int(rng.integers(2**31)))
+    for parts in (1, 2, 4):
+        run(tmp_path / str(parts), replace(setting, accumulate=parts), start=start)
+    moments = [
+        torch.cat([state[key].flatten() for key in sorted(state) if key.endswith("exp_avg")])
+        for state in (checkpoint.load_state(tmp_path / str(parts)) for parts in (1, 2, 4))
+    ]
+    for other in moments[1:]:
+        assert (other - moments[0]).norm() < 1e-5 * moments[0].norm(), setting.seed
+
+
+def test_a_learned_weight_is_trained_and_not_published(tmp_path):
+    setting = SETTINGS["learned weight"]
+    run(tmp_path / "run", setting)
+    state = checkpoint.load_state(tmp_path / "run")
+    assert state["weight.leave.weight"].abs().max() > 0  # where it starts
+    weights = checkpoint.load(tmp_path / "run")[0].state_dict()
+    assert weights.keys() == build(setting.network).state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["points", "unet", "learned weight"])
+def test_bfloat16_trains_nearly_what_float32_does(tmp_path, name):
+    """Products are bfloat16, weights, losses and derivatives along a direction float32."""
+    setting = replace(SETTINGS[name], batch=16, steps=8, half_lives=(0.1,), learning_rate=1e-3)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        run(tmp_path / precision, replace(setting, precision=precision), save_every=1000)
+        losses[precision] = loss_logged(tmp_path / precision)
+        assert {value.dtype for value in checkpoint.load(tmp_path / precision)[0].state_dict().values()} == {
+            torch.float32
+        }
+    assert losses["fp32"] != losses["bf16"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+
+
+def loss_logged(folder) -> float:
+    lines = (folder.with_name(f"{folder.name}.log") / "log.jsonl").read_text().splitlines()
+    return json.loads(lines[-1])["loss"]
+
+
+@pytest.mark.parametrize("objective", ["meanflow", "improved-meanflow", "lsd", "esd", "psd-uniform", "consistency"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_flow_map_trains_a_unet_with_attention(tmp_path, objective, precision):
+    network = replace(UNET, times=1 if objective == "consistency" else 2)
+    setting = replace(RECIPE, objective=objective, network=network, steps=2, batch=8, precision=precision)
+    setting = replace(setting, learning_rate=1e-4, options=Options(diagonal=0.5))
+    run(tmp_path / "run", setting)
+    assert checkpoint.load_state(tmp_path / "run")["net.leave.weight"].abs().max() > 0
+
+
+def test_the_wrong_device_processes_or_folder_is_refused_before_training(tmp_path):
+    for device in ("tpu", "cpu:x", "mps"):
+        with pytest.raises(InvalidInput, match=f"device is '{device}'; expected cpu or cuda"):
+            run(tmp_path / "run", device=device)
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInput, match="torch finds no CUDA device here; expected cpu"):
+            run(tmp_path / "run", device="cuda")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "diary.txt").write_text("dear")
+    with pytest.raises(InvalidInput, match="is no checkpoint; expected one of the same run, or a name that is free"):
+        run(tmp_path / "run", draw=interrupted(data(RECIPE), 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_eager_one_within_float_error(tmp_path):
+    setting = replace(MAP, objective="psd-midpoint")
+    run(tmp_path / "eager", setting, save_every=1000)
+    run(tmp_path / "compiled", replace(setting, compile=True), save_every=1000)
+    eager, compiled = (checkpoint.load_state(tmp_path / how) for how in ("eager", "compiled"))
+    assert torch.equal(eager["rng"], compiled["rng"])  # the trial took no chance from the run
+    for key in (key for key in eager if key.startswith("net.")):
+        torch.testing.assert_close(compiled[key], eager[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_what_does_not_compile_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    def uncompilable(net, spec, batch, options):
+        print("a side effect that no graph has", batch.label.tolist()[0])
+
+    monkeypatch.setitem(OBJECTIVES, "cfm", uncompilable)
+    with pytest.raises(InvalidInput, match=r"compile is True; cfm does not compile here .*: expected False"):
+        run(tmp_path / "run", replace(RECIPE, compile=True))
+    assert not any(tmp_path.iterdir())

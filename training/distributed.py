@@ -90,8 +90,11 @@ def join(device: str) -> World:
 
 
 def _place(device: str) -> torch.device:
-    where = torch.device(device) if device.partition(":")[0] in ("cpu", "cuda") else None
-    if where is None:
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        where = torch.device("meta")
+    if where.type not in ("cpu", "cuda"):
         raise InvalidInput(f"device is {device!r}; expected cpu or cuda")
     if where.type == "cpu":
         return where

@@ -1,0 +1,163 @@
+"""Processes that share each batch train what one process trains; an error in one of them ends them all."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from pyflow.training.settings import Options
+from tiny import network
+from tiny_runs import DROPOUT, MAP, RECIPE, data, forked, interrupted, run
+
+from pyflow import checkpoint
+from pyflow.errors import InvalidInput, NotFinite
+
+BATCH = 16
+SETTINGS = {
+    "adamw": replace(RECIPE, batch=BATCH),
+    "muon": replace(DROPOUT, batch=BATCH, optimizer="muon", network=replace(DROPOUT.network, dropout=0.0), steps=3),
+    "accumulate": replace(RECIPE, batch=BATCH, accumulate=2, half_lives=(0.1, 0.3)),
+    "learned weight": replace(MAP, batch=BATCH, options=Options(learned_weight=True, diagonal=0.5)),
+}
+
+
+def together(folder, processes: int, work, *arguments) -> list[int]:
+    """Exit codes of this many processes that run `work(rank, *arguments)` in one group."""
+    children = [forked(_member, rank, processes, str(folder / "meeting"), work, arguments) for rank in range(processes)]
+    for child in children:
+        child.join(60)
+    codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+    return codes
+
+
+def _member(rank: int, processes: int, meeting: str, work, arguments) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
+    work(rank, *arguments)
+    dist.destroy_process_group()
+
+
+def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], kind: str = "net.") -> float:
+    """The norm of the difference, relative to the norm, over all trained weights; or over all first moments."""
+    a, b = (
+        torch.cat([state[n].flatten() for n in sorted(state) if n.startswith(kind) or n.endswith(kind)]).double()
+        for state in (first, second)
+    )
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_two_processes_train_what_one_does(tmp_path, rng, name):
+    setting = replace(SETTINGS[name], seed=int(rng.integers(2**31)), steps=4, learning_rate=1e-3)
+    start = network(setting.network, int(rng.integers(2**31)))
+    run(tmp_path / "one", setting, start=start)
+
+    def work(rank: int) -> None:
+        run(tmp_path / "two", setting, start=start)
+
+    assert together(tmp_path, 2, work) == [0, 0]
+    one, two = (checkpoint.load_state(tmp_path / folder) for folder in ("one", "two"))
+    assert torch.equal(one["rng"], two["rng"])
+    # Muon takes the direction of small singular values as seriously as that of large ones, in bfloat16.
+    assert apart(one, two) < (5e-4 if name == "muon" else 1e-6), setting.seed
+    if name == "accumulate":
+        assert checkpoint.is_checkpoint(tmp_path / "two" / "half-life-0.3")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "two.log" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 4]
+
+
+def test_one_process_of_two_is_not_the_whole(tmp_path):
+    """What the test above would miss if processes did not average: each half of the batch alone trains another net."""
+    setting = replace(SETTINGS["adamw"], steps=4, learning_rate=1e-3)
+    start, draw = network(setting.network, 1), data(setting)
+    run(tmp_path / "one", setting, start=start)
+    run(tmp_path / "half", setting, lambda count: draw(count).part(0, 2), start=start)
+    one, half = (checkpoint.load_state(tmp_path / folder) for folder in ("one", "half"))
+    assert apart(one, half) > 1e-3
+
+
+def test_dropout_differs_between_processes_and_batches_do_not(tmp_path):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    def work(rank: int) -> None:
+        from pyflow.training.distributed import join
+
+        torch.manual_seed(3)
+        world = join("cpu")
+        with world.own_chance(3, 0):
+            inside = torch.rand(1).item()
+        (seen / str(rank)).write_text(json.dumps([inside, torch.rand(1).item()]))
+
+    assert together(tmp_path, 2, work) == [0, 0]
+    (first, common), (second, same) = (json.loads((seen / rank).read_text()) for rank in "01")
+    assert first != second
+    assert common == same
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
+    setting, start = SETTINGS["adamw"], data(SETTINGS["adamw"])
+
+    def poisoned(count: int):
+        batch = start(count)
+        batch.image[1] = float("nan")  # the second process's
+        return batch
+
+    def work(rank: int) -> None:
+        with pytest.raises(NotFinite, match="step 0: loss nan"):
+            run(tmp_path / "run", setting, poisoned)
+
+    assert together(tmp_path, 2, work) == [0, 0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_in_one_process_does_not_leave_the_other_waiting(tmp_path):
+    setting = SETTINGS["adamw"]
+
+    def work(rank: int) -> None:
+        run(tmp_path / "run", setting, interrupted(data(setting), 4) if rank == 1 else None)
+
+    codes = together(tmp_path, 2, work)
+    assert all(code not in (0, None) for code in codes), codes
+    assert int(checkpoint.load_state(tmp_path / "run")["step"]) == 3
+
+
+def test_processes_that_see_other_folders_are_refused(tmp_path):
+    setting = SETTINGS["adamw"]
+    run(tmp_path / "run 0", replace(setting, half_lives=(0.2,)))
+
+    def work(rank: int) -> None:
+        with pytest.raises(InvalidInput, match="expected one folder that all processes see"):
+            run(tmp_path / f"run {rank}", replace(setting, half_lives=(0.2,)))
+
+    assert together(tmp_path, 2, work) == [0, 0]
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+    def work(rank: int) -> None:
+        with pytest.raises(InvalidInput, match="batch is 16; expected a multiple of 3 processes times accumulate=1"):
+            run(tmp_path / "run", SETTINGS["adamw"])
+
+    assert together(tmp_path, 3, work) == [0, 0, 0]
+
+
+def test_torchrun_on_the_command_line_trains_what_one_process_does(tmp_path):
+    words = "train lsd --data checkerboard --network.width 16 --network.depth 2 --steps 5 --batch 64 --watch 4 --out"
+    one = [sys.executable, "-m", "pyflow.cli", *words.split(), str(tmp_path / "one")]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    two = [*torchrun, "pyflow.cli", *words.split(), str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for command in (one, two):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
+    states = [checkpoint.load_state(tmp_path / folder) for folder in ("one", "two")]
+    assert apart(*states) < 1e-4
+    assert checkpoint.load_spec(tmp_path / "one") == checkpoint.load_spec(tmp_path / "two")
+    assert done.stdout.count("trained:") == 1, done.stdout
+    assert (tmp_path / "two.log" / "step-000004.png").is_file()

@@ -1,0 +1,99 @@
+"""The smallest training runs, and ways to end them early."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from pyflow.training.batch import Batch, unpaired
+from pyflow.training.settings import Options, Recipe
+from pyflow.training.trainer import provenance, train
+from tiny import UNET
+from tqdm import tqdm
+
+from pyflow import checkpoint
+from pyflow.spec import MLP, Spec
+
+POINTS = MLP(shape=(2,), width=8, depth=2, classes=3)
+RECIPE = Recipe("cfm", "cfm", "dots", POINTS, steps=12, batch=4, learning_rate=1e-2)
+MAP = replace(RECIPE, objective="lsd", network=replace(POINTS, times=2), options=Options(learned_weight=True))
+DROPOUT = replace(RECIPE, network=replace(UNET, dropout=0.2), steps=9, batch=2)
+SETTINGS = {
+    "points": RECIPE,
+    "unet": DROPOUT,
+    "reflow": replace(RECIPE, name="reflow", objective="reflow", label_dropout=0.0),
+    "muon": replace(DROPOUT, optimizer="muon", schedule="cosine"),
+    "muon on points": replace(RECIPE, optimizer="muon", network=replace(POINTS, depth=3)),
+    "accumulate": replace(RECIPE, accumulate=2, schedule="constant"),
+    "half-lives": replace(RECIPE, half_lives=(0.1, 0.3, 0.0)),
+    "learned weight": replace(MAP, half_lives=(0.1, 0.2)),
+}
+
+
+def spec_of(setting: Recipe) -> Spec:
+    path, prediction = setting.path, setting.prediction
+    return Spec(setting.network, path, prediction, null_label=True, provenance=provenance(setting))
+
+
+def data(setting: Recipe):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(32, *setting.network.shape, generator=generator)
+    return unpaired(images, torch.arange(32) % 3)
+
+
+def run(folder, setting=RECIPE, draw=None, **arguments) -> bool:
+    arguments = {"save_every": 3, "watch": 0, **arguments}
+    return train(setting, spec_of(setting), draw or data(setting), folder, **arguments)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted(draw, at: int):
+    """Raises at draw number `at`, counted from 0 in this process."""
+    count = 0
+
+    def drawn(size: int) -> Batch:
+        nonlocal count
+        count += 1
+        if count > at:
+            raise Interrupted
+        return draw(size)
+
+    return drawn
+
+
+def whole(folder: Path) -> dict[str, bytes]:
+    """Weights of all averages, network, optimizers, learned weight, random state and step: all that a run leaves."""
+    tensors = checkpoint.load_state(folder)
+    for place in (folder, *sorted(folder.glob("half-life-*"))):
+        weights = checkpoint.load_arrays(place, checkpoint.SPEC, checkpoint.WEIGHTS)
+        tensors |= {f"{place.relative_to(folder)}/{name}": value for name, value in weights.items()}
+    return {name: value.contiguous().numpy().tobytes() for name, value in tensors.items()}
+
+
+def forked(function, *arguments):
+    """A process of its own that runs this; quick, as torch is imported already."""
+    tqdm.monitor_interval = 0  # its thread may hold a lock that a fork would copy
+    sys.stdout.flush()
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def killed_after(seconds: float, function, *arguments) -> bool:
+    """Whether the process lived longer than that; else it died as by kill -9, wherever it was."""
+    process = forked(function, *arguments)
+    deadline = time.monotonic() + seconds
+    while process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
+    return process.exitcode == 0
