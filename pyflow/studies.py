@@ -38,8 +38,8 @@ def add(report: argparse.ArgumentParser, data: str) -> None:
 
 
 def _lines(arguments: argparse.Namespace) -> None:
-    from .lines import Setting, run
-    from .lines_page import summary
+    from .lines import run
+    from .lines_page import Setting, summary
 
     names = ("data", "size", "pairs", "held_out", "ddim", "guidance", "device")
     setting = Setting(**{name: getattr(arguments, name) for name in names}, changes=_changes(arguments))
