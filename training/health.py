@@ -30,10 +30,9 @@ def jvp_norm(net: nn.Module, spec: Spec, batch: Batch, told: Told = ()) -> float
     path, (s, t) = PATHS[spec.path], batch.coins[:, :2].sort(1).values.unbind(1)
     at = over(s, batch.image)
     direction = (path.velocity(batch.image, batch.noise, at), torch.ones_like(s), torch.zeros_like(t))
+    at_s = (path.mix(batch.image, batch.noise, at), s, t)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        _, rate = torch.func.jvp(
-            lambda x, s, t: net(x, s, t, batch.label, *told), (path.mix(batch.image, batch.noise, at), s, t), direction
-        )
+        rate: Tensor = torch.func.jvp(lambda x, s, t: net(x, s, t, batch.label, *told), at_s, direction)[1]
     return float(_rms(rate))
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
@@ -13,13 +14,14 @@ def optimizers(net: nn.Module, weight: nn.Module | None, recipe: Recipe, data_ch
     """Those that train `net`, and beside it the learned weight, which does not decay."""
     hidden = _hidden(net, data_channels) if recipe.optimizer == "muon" else []
     taken = {id(matrix) for matrix in hidden}
-    groups = [{"params": [p for p in net.parameters() if id(p) not in taken]}]
+    groups: list[dict[str, Any]] = [{"params": [p for p in net.parameters() if id(p) not in taken]}]
     if weight is not None:
         groups.append({"params": [*weight.parameters()], "weight_decay": 0.0})
     fused = all(p.is_cuda for p in net.parameters())
-    common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    made: list[Optimizer] = [AdamW(groups, betas=(0.9, 0.99), fused=fused, **common)]
-    return [*made, _muon(hidden, common)] if hidden else made
+    adamw = AdamW(
+        groups, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=fused or None
+    )
+    return [adamw, _muon(hidden, recipe)] if hidden else [adamw]
 
 
 def _hidden(net: nn.Module, data_channels: int) -> list[Tensor]:
@@ -28,7 +30,7 @@ def _hidden(net: nn.Module, data_channels: int) -> list[Tensor]:
     return [layer.weight for layer in layers if min(layer.weight.shape[:2]) > data_channels]
 
 
-def _muon(weights: Sequence[Tensor], common: dict[str, float]) -> Muon:
+def _muon(weights: Sequence[Tensor], recipe: Recipe) -> Muon:
     """Muon over matrices (outputs, everything else): a convolution's are views of it, with the taps first if that is
     how they lie. Orthogonal rows do not depend on the order of the columns."""
     views = [_matrix(weight.detach()) for weight in weights]
@@ -38,7 +40,7 @@ def _muon(weights: Sequence[Tensor], common: dict[str, float]) -> Muon:
             view.grad = None if weight.grad is None else _ordered(weight.grad, weight).flatten(1)
 
     # With this rule of the rate one learning_rate and one weight_decay serve both optimizers.
-    muon = Muon(views, adjust_lr_fn="match_rms_adamw", **common)
+    muon = Muon(views, recipe.learning_rate, recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
     muon.register_step_pre_hook(hand_gradients)
     return muon
 

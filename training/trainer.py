@@ -76,8 +76,7 @@ def train(
         whole = draw(recipe.batch).to(world.device).part(world.rank, world.size)
         return drop_labels(whole, spec, recipe.label_dropout)
 
-    if recipe.compile:
-        loss_of = _compiled(loss_of, drawn, recipe, world)
+    steps_loss = _compiled(loss_of, drawn, recipe, world) if recipe.compile else loss_of
     watched: Watch | None = None
     with ExitStack() as stack:
         log = None
@@ -92,7 +91,7 @@ def train(
             set_rate(run.optimizers, recipe.learning_rate * share)
             batch = drawn()
             with world.own_chance(recipe.seed, step):
-                loss = _backward(loss_of, batch, recipe.accumulate, trained)
+                loss = _backward(steps_loss, batch, recipe.accumulate, trained)
             loss = world.average(trained, loss)
             norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
             if not torch.isfinite(loss + norm):
