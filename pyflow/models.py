@@ -146,8 +146,18 @@ def lowered(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return ours
 
 
+class Norm(nn.GroupNorm):
+    """A group norm that is float32 under autocast on the CPU too, as it is on CUDA.
+
+    On the CPU its output would be bfloat16 and its derivative along a direction float32, which convolutions refuse.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float() if torch.is_autocast_enabled("cpu") else x)
+
+
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(8, channels)
+    return Norm(8, channels)
 
 
 class Block(nn.Module):

@@ -142,6 +142,22 @@ def test_a_guided_network_wants_its_guidance_and_an_ordinary_one_has_none_to_bak
         baked(network(UNET, seed), 2.0)
 
 
+def test_a_derivative_along_a_direction_under_autocast_is_the_float32_one_to_bfloat16(seed):
+    """What MeanFlow and flow maps take of a network, in the precision that a GPU trains in."""
+    net = network(replace(UNET, times=2), seed)
+    x, s, t, label = inputs(net.spec)
+    directions = (torch.randn_like(x), torch.zeros_like(s), torch.ones_like(t))
+
+    def derivative() -> torch.Tensor:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return torch.func.jvp(lambda *given: net(*given, label), (x, s, t), directions)[1].float()
+
+    wanted = derivative()
+    with torch.autocast("cpu", torch.bfloat16):
+        came = derivative()
+    assert (came - wanted).norm() < 0.05 * wanted.norm(), f"seed {seed}"
+
+
 def test_a_fresh_unet_says_nothing(seed):
     """The last layers start at zero, so an untrained UNet's prediction is its last bias everywhere."""
     torch.manual_seed(seed)
