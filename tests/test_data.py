@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +20,7 @@ PIL_Image = pytest.importorskip("PIL.Image")
 from pyflow.training import classifier  # noqa: E402
 from pyflow.training.batch import endless, unpaired  # noqa: E402
 from pyflow.training.data import checkerboard_points, load_dataset, values  # noqa: E402
+from pyflow.training.recipes import TEACHERS, recipe  # noqa: E402
 
 from pyflow import checkpoint, commands  # noqa: E402
 from pyflow.errors import BackendUnavailable, InvalidInput  # noqa: E402
@@ -64,6 +66,7 @@ def test_pictures_and_labels_come_as_they_were_written(faces):
         assert data.images.dtype == torch.uint8
         assert data.labels.dtype == torch.int64
         np.testing.assert_array_equal(data.images.numpy(), pictures[chosen].transpose(0, 3, 1, 2))
+        assert data.images.is_contiguous()
         np.testing.assert_array_equal(data.labels.numpy(), labels[chosen])
 
 
@@ -81,10 +84,17 @@ def test_a_batch_holds_the_values_that_a_network_sees(faces):
     assert values(floats) is floats
 
 
-def test_a_teacher_and_a_judge_learn_from_the_folder(faces, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_method_learns_from_the_folder(name, faces, tmp_path):
     folder, *_ = faces
-    assert commands.train_teacher("cfm", str(folder), tmp_path / "teacher", network=NETWORK, steps=2, batch=4)
-    assert checkpoint.load_spec(tmp_path / "teacher").network == NETWORK
+    network = replace(NETWORK, times=recipe(name).network.times)
+    assert commands.train_teacher(name, str(folder), tmp_path / "run", network=network, steps=1, batch=4, watch=1)
+    spec = checkpoint.load_spec(tmp_path / "run")
+    assert (spec.network, spec.provenance["data"]) == (network, folder.name)
+
+
+def test_a_judge_learns_from_the_folder(faces, tmp_path, monkeypatch):
+    folder, *_ = faces
     train = classifier.train_classifier
     monkeypatch.setattr(classifier, "train_classifier", lambda dataset: train(dataset, steps=2, batch=4))
     assert commands.train_judge(tmp_path / "judge", str(folder))

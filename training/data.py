@@ -187,7 +187,9 @@ def _dataset(name: str, rows: Iterable[Row], classes: int) -> Dataset:
         labels.append(label)
     if not pictures:
         raise InvalidInput(f"{name} holds no pictures; expected some")
-    return Dataset(name, torch.from_numpy(np.stack(pictures)), torch.tensor(labels), classes)
+    # np.stack keeps Pillow's order in memory, channels last, and torch's derivative of a group norm then fails.
+    images = np.ascontiguousarray(np.stack(pictures))
+    return Dataset(name, torch.from_numpy(images), torch.tensor(labels), classes)
 
 
 def _refuse_other_columns(where: str, columns: dict[str, Any]) -> None:
