@@ -26,6 +26,7 @@ from .training import pairs as pairs_files
 from .training.batch import Draw, endless, paired, unpaired
 from .training.beginnings import begin, spec_of
 from .training.data import LAWS, Dataset, load_dataset
+from .training.distributed import join
 from .training.pairs import PairsSpec
 from .training.recipes import STUDENTS, TEACHERS, Recipe, recipe
 from .training.trainer import train
@@ -61,12 +62,11 @@ def train_teacher(
             f"{network.shape} and {network.classes}: name another data set, or the fields network.shape and "
             f"network.classes: --network.shape {','.join(map(str, dataset.shape))} --network.classes {dataset.classes}"
         )
+    law = LAWS.get(setting.data)
     setting = replace(setting, data=dataset.name)  # a folder by its name, wherever it lies
     spec = spec_of(setting, **({"start": checkpoint.weights_sha256(start)} if start else {}))
-    if dataset.name in LAWS:
-        draw = endless(LAWS[dataset.name])
-    else:
-        draw = unpaired(dataset.images, dataset.labels, setting.flip)
+    where = join(device).device  # the whole set lies where it is trained on
+    draw = endless(law) if law else unpaired(dataset.images.to(where), dataset.labels.to(where), setting.flip)
     return _train(setting, spec, draw, folder, start, judge, device=device, watch=watch, logs=logs)
 
 
@@ -173,9 +173,9 @@ def distil(
         )
     origin = {"teacher": checkpoint.weights_sha256(teacher)} if teacher else {}
     spec = spec_of(setting, **origin, pairs=asdict(made) | {"shape": list(made.shape)})
-    return _train(
-        setting, spec, paired(pairs_files.load(pairs)[0]), folder, teacher, judge, device=device, watch=watch, logs=logs
-    )
+    where = join(device).device
+    draw = paired([tensor.to(where) for tensor in pairs_files.load(pairs)[0]])
+    return _train(setting, spec, draw, folder, teacher, judge, device=device, watch=watch, logs=logs)
 
 
 def student(

@@ -142,6 +142,7 @@ def test_every_field_has_a_flag():
         (("--data", "checkerboard", "--network.classes", "3"), "data 'checkerboard' has shape (2,) and 0 classes"),
         (("--network.shape", "1,8,8"), "--network.shape 1,16,16 --network.classes 10"),
         (("--config", "nowhere.yaml"), "nowhere.yaml cannot be read (No such file or directory)"),
+        (("--data", "checkerboard", "--flip"), "flip is True; expected False: points have no mirror image"),
         (("--start", "nowhere"), "nowhere/spec.json is missing"),
         (("--judge", "nowhere"), "nowhere holds no classifier.json"),
         (("--device", "tpu"), "device is 'tpu'; expected cpu or cuda"),

@@ -23,6 +23,8 @@ def spec_of(setting: Recipe, **origin: Any) -> Spec:
     extra = getattr(network, "extra", 0)
     if extra:
         raise InvalidInput(f"network.extra is {extra}; expected 0: these recipes have nothing to give it there")
+    if setting.flip and len(network.shape) == 1:
+        raise InvalidInput("flip is True; expected False: points have no mirror image")
     nothing = setting.label_dropout > 0 and network.classes > 0
     if setting.options.guidance > 1 and not nothing:
         raise InvalidInput(
