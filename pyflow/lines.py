@@ -26,9 +26,9 @@ from .training import pairs as pairs_files
 from .training.data import LAWS
 
 TIMES = tuple(index / 10 for index in range(11))  # of the error's curve
-# Where noise is predicted, an error at t=0 comes into the image divided by alpha(0): 150 times with linear betas, 640 with
-# cosine ones, whose first of 50 steps left digits in pieces (states up to 14); from t=0.02 on the same network made them
-# well. diffusers clamps there.
+# Where noise is predicted, an error at t=0 comes into the image divided by alpha(0): 150 times with linear betas, 640
+# with cosine ones. Of these, 50 steps left digits in pieces (states up to 14), and from t=0.02 on the same network made
+# them well. diffusers clamps there.
 TEACHER_PATH = "vp-linear"
 SEED, HELD_OUT_SEED = 2**31, 2**31 + 1
 TIMED_BATCH = 16
