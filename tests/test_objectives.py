@@ -1,21 +1,43 @@
-"""The objectives: at the exact solution the loss is at its floor and its gradient is zero; times fall as told."""
+"""The objectives: at the exact solution the loss is at its floor and its gradient is zero; times fall as told.
 
+Those of flow maps have a file of their own; what holds for all of them is here.
+"""
+
+import inspect
 import math
+import sys
+from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from oracles import Gaussian
-from pyflow.training import objectives
-from pyflow.training.objectives import Batch, cfm, reflow
-from pyflow.training.trainer import drop_labels
-from torch import nn
+from exact import (
+    DEVIATION,
+    LAW,
+    SIZE,
+    Instant,
+    Straight,
+    assert_solved,
+    draw,
+    draw_labelled,
+    draw_pairs,
+    unexplained,
+)
+from pyflow.training import objectives, perceptual
+from pyflow.training.batch import Batch, drop_labels
+from pyflow.training.objectives import GUIDED, OBJECTIVES, PREDICTS, STRAIGHT, TWO_TIMES, objective
+from pyflow.training.settings import TIMES, Options
+from pyflow.training.times import draw_interval, draw_time
+from torch import Tensor, nn
 
-from pyflow.core import LINEAR, PATHS, VELOCITY
-from pyflow.spec import MLP, Spec
+from pyflow.core import IMAGE, NOISE, PATHS, VELOCITY, Path
+from pyflow.errors import BackendUnavailable, InvalidInput
+from pyflow.models import random_network
+from pyflow.spec import MLP, Spec, UNet
 
-LAW, SIZE = Gaussian(0.7, 0.4), 3
 SPEC = Spec(MLP(shape=(SIZE,)))
+OPTIONS = Options()
 
 
 @pytest.fixture
@@ -25,69 +47,113 @@ def seed(rng) -> int:
     return seed
 
 
-class Exact(nn.Module):
-    """The true velocity of the law, plus a bent part whose weights are zero at the solution."""
-
-    def __init__(self, path=LINEAR, wrong: float = 0.0) -> None:
-        super().__init__()
-        self.path, self.wrong = path, wrong
-        self.bend = nn.Parameter(torch.zeros(4, dtype=torch.float64))
-
-    def forward(self, x, s, t, label):
-        law = LAW.velocity(self.path, x.double(), s.double()[:, None])
-        features = torch.stack([torch.ones_like(x), x, x * s[:, None], x.square()], dim=-1).double()
-        return law + self.wrong + features @ self.bend
+# ---- floors and gradients at the exact solution
+def untold(prediction: str, path: Path, t: Tensor) -> Tensor:
+    """Var[what is predicted | x_t], an element."""
+    if prediction == VELOCITY:
+        return unexplained(path, t)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    variance = (alpha * DEVIATION) ** 2 + sigma**2
+    return DEVIATION**2 * (alpha**2 if prediction == NOISE else sigma**2) / variance
 
 
-def draw(count: int) -> Batch:
-    image = LAW.mean + LAW.deviation * torch.randn(count, SIZE)
-    return Batch(torch.randn(count, SIZE), torch.zeros(count, dtype=torch.int64), image)
+FROM_DATA = [("cfm", VELOCITY, "linear"), ("ddpm", NOISE, "vp-cosine"), ("ddpm", NOISE, "vp-linear")]
+FROM_PAIRS = {"reflow": VELOCITY, "grid": VELOCITY, "lines": IMAGE, "naive": IMAGE}
 
 
-def floor(path) -> float:
-    """E Var[image - noise | x_t], by quadrature over t: what no network can say of a sample's own velocity."""
-    t = (np.arange(4000) + 0.5) / 4000
-    alpha, sigma, a_rate, s_rate = path.alpha(t), path.sigma(t), path.alpha_rate(t), path.sigma_rate(t)
-    covariance = alpha * a_rate * LAW.deviation**2 + sigma * s_rate
-    told = covariance**2 / LAW.variance_at(path, t)
-    return float(np.mean(np.square(a_rate) * LAW.deviation**2 + np.square(s_rate) - told))
+def solved(loss, name: str, prediction: str, path: str, seed: int) -> None:
+    spec = Spec(SPEC.network, path, prediction)
+    says = {VELOCITY: LAW.velocity, NOISE: LAW.noise}[prediction]
+
+    def floor(s: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return untold(prediction, PATHS[path], t)
+
+    assert_solved(lambda net, batch: loss(net, spec, batch, OPTIONS), Instant(PATHS[path], says), draw, floor, seed)
 
 
-def mean_and_error(values) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values) / math.sqrt(len(values)))
+@pytest.mark.parametrize(("name", "prediction", "path"), FROM_DATA)
+def test_the_exact_answer_stands_on_its_floor(name, prediction, path, seed):
+    solved(OBJECTIVES[name], name, prediction, path, seed)
 
 
-def test_cfm_stands_on_its_floor_at_the_exact_solution(seed):
-    net, losses, slopes = Exact(), [], []
-    for _ in range(64):
-        loss = cfm(net, SPEC, draw(4096))
-        losses.append(loss.item())
-        slopes.append(torch.autograd.grad(loss, net.bend)[0].numpy())
-    mean, error = mean_and_error(losses)
-    assert abs(mean - floor(LINEAR)) < 5 * error, f"seed {seed}: {mean} +- {error}, the floor is {floor(LINEAR)}"
-    assert error < 0.01
-    for slope in np.transpose(slopes):
-        mean, error = mean_and_error(slope)
-        assert abs(mean) < 5 * error, f"seed {seed}: a gradient of {mean} +- {error} at the solution"
-        assert error < 0.02
+@pytest.mark.parametrize(("name", "prediction", "path"), FROM_DATA)
+@pytest.mark.parametrize(
+    "wrong", [lambda path, p, image, noise, t: image + noise, lambda path, p, image, noise, t: image]
+)
+def test_a_wrong_target_is_noticed(name, prediction, path, wrong, seed, monkeypatch):
+    """The sign of the noise turned, or the image whatever was asked for."""
+    monkeypatch.setattr(objectives, "target", wrong)
+    with pytest.raises(AssertionError, match="expected 0"):
+        solved(OBJECTIVES[name], name, prediction, path, seed)
 
 
-@pytest.mark.parametrize("wrong", [0.2, -0.2])
-def test_cfm_rejects_another_solution(seed, wrong):
-    """The loss is above its floor by the square of the error, and its gradient points back."""
-    net = Exact(wrong=wrong)
-    loss = torch.stack([cfm(net, SPEC, draw(4096)) for _ in range(32)]).mean()
-    assert loss.item() - floor(LINEAR) == pytest.approx(wrong**2, abs=0.02)
-    slope = torch.autograd.grad(loss, net.bend)[0][0].item()
-    assert slope == pytest.approx(2 * wrong, abs=0.08)
+@pytest.mark.parametrize("times", TIMES)
+@pytest.mark.parametrize(("name", "prediction"), FROM_PAIRS.items())
+def test_pairs_of_a_flow_are_learnt_without_any_loss(name, prediction, times, seed):
+    """Noise and picture follow from any point between them, so that the floor is zero, sample by sample."""
+    net, options = Straight(prediction == IMAGE), Options(times=times, huber=0.03)
+    losses = OBJECTIVES[name](net, Spec(SPEC.network, prediction=prediction), draw_pairs(256), options)
+    assert losses.each.max() < 1e-6, f"seed {seed}"
+    (slope,) = torch.autograd.grad(losses.each.sum(), net.bend)
+    assert slope.abs().max() < 1e-6
+    with torch.no_grad():
+        net.bend[1] = 0.1
+    assert OBJECTIVES[name](net, Spec(SPEC.network, prediction=prediction), draw_pairs(256), options).each.mean() > 1e-4
 
 
-def test_the_wrong_target_is_noticed(seed, monkeypatch):
-    """The test above can fail: with the sign of the noise turned, or image for velocity, the loss leaves the floor."""
-    for planted in (lambda path, p, image, noise, t: image + noise, lambda path, p, image, noise, t: image):
-        monkeypatch.setattr(objectives, "target", planted)
-        loss = torch.stack([cfm(Exact(), SPEC, draw(4096)) for _ in range(8)]).mean().item()
-        assert abs(loss - floor(LINEAR)) > 0.1
+# ---- the times
+def kolmogorov(drawn: Tensor, cumulative) -> float:
+    """The largest gap between the share of draws below t and the one expected, in units of 1/sqrt(draws).
+
+    2.6 is passed by chance three times in a million.
+    """
+    ordered = np.sort(drawn.double().numpy())
+    steps = np.arange(len(ordered) + 1) / len(ordered)
+    expected = cumulative(ordered)
+    gap = max(np.abs(steps[1:] - expected).max(), np.abs(steps[:-1] - expected).max())
+    return float(gap * math.sqrt(len(ordered)))
+
+
+def u_shaped(t: np.ndarray) -> np.ndarray:
+    """The integral of p ~ e^4t + e^4(1-t)."""
+    return (np.exp(4 * t) - 1 + math.exp(4) - np.exp(4 * (1 - t))) / (2 * (math.exp(4) - 1))
+
+
+def logit_normal(mean: float, deviation: float):
+    scores = lambda t: (np.log(t / (1 - t)) - mean) / deviation  # noqa: E731
+    return lambda t: torch.special.ndtr(torch.from_numpy(scores(np.clip(t, 1e-9, 1 - 1e-9)))).numpy()
+
+
+LAWS = {"uniform": lambda t: t, "u-shaped": u_shaped, "logit-normal": logit_normal(0, 1)}
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_times_fall_as_their_law_says(times, seed):
+    drawn = draw_time(torch.rand(20_000, dtype=torch.float64), times)
+    assert ((drawn >= 0) & (drawn <= 1)).all()
+    for law, cumulative in LAWS.items():
+        assert (kolmogorov(drawn, cumulative) < 2.6) == (law == times), f"seed {seed}: {times} beside {law}"
+    ends = draw_time(torch.tensor([0.0, 1.0]), times)
+    assert ends.isfinite().all()
+    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0]), atol=1e-6, rtol=0)
+
+
+def test_intervals_fill_the_triangle_evenly(seed):
+    s, t = draw_interval(draw(20_000), OPTIONS)
+    assert (s <= t).all()
+    assert kolmogorov(s, lambda s: 1 - (1 - s) ** 2) < 2.6, f"seed {seed}"
+    assert kolmogorov(t, np.square) < 2.6, f"seed {seed}"
+    assert kolmogorov(s / t, lambda share: share) < 2.6, f"seed {seed}: s is not even in 0..t"
+
+
+def test_meanflow_s_intervals_are_those_of_public_code_in_our_time(seed):
+    """There t=1 is noise, t ~ logit-normal(-.6, 1.6) and r ~ logit-normal(-4, 1.6), in order."""
+    coins = torch.rand(20_000, 2, dtype=torch.float64)
+    late, early = (torch.special.ndtri(1 - coins[:, i]) * 1.6 + mean for i, mean in enumerate((-0.6, -4.0)))
+    late, early = late.sigmoid(), early.sigmoid()
+    s, t = draw_interval(draw(20_000)._replace(coins=coins), Options(times="logit-normal"))
+    torch.testing.assert_close(s, 1 - torch.maximum(late, early))
+    torch.testing.assert_close(t, 1 - torch.minimum(late, early))
 
 
 class Recorder(nn.Module):
@@ -99,79 +165,221 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("objective", [cfm, reflow])
-def test_the_network_is_asked_at_the_state_of_its_time(seed, objective, path):
-    net, batch = Recorder(), draw(64)
-    objective(net, Spec(SPEC.network, path, VELOCITY), batch)
+@pytest.mark.parametrize("name", ["cfm", "ddpm", "reflow", "grid", "lines", "naive"])
+def test_the_network_is_asked_at_the_state_of_its_time(seed, name, path):
+    net, batch = Recorder(), draw_labelled(64)
+    losses = OBJECTIVES[name](net, Spec(SPEC.network, path, VELOCITY), batch, OPTIONS)
     assert torch.equal(net.s, net.t)
+    assert torch.equal(losses.s, net.s)
     torch.testing.assert_close(net.x, PATHS[path].mix(batch.image, batch.noise, net.s[:, None]))
     assert net.label is batch.label
 
 
-def test_cfm_draws_times_evenly(seed):
+def asked(name: str, count: int, options: Options = OPTIONS) -> Tensor:
     net = Recorder()
-    cfm(net, SPEC, draw(40_000))
-    assert kolmogorov(net.s.numpy(), lambda t: t) < 2.6 / math.sqrt(40_000), f"seed {seed}"
+    OBJECTIVES[name](net, SPEC, draw(count), options)
+    return net.s
 
 
-def kolmogorov(drawn: np.ndarray, cumulative) -> float:
-    """The largest gap between the share of draws below t and the one expected."""
-    ordered = np.sort(drawn)
-    steps = np.arange(len(ordered) + 1) / len(ordered)
-    expected = cumulative(ordered)
-    return max(np.abs(steps[1:] - expected).max(), np.abs(steps[:-1] - expected).max())
+@pytest.mark.parametrize("name", ["cfm", "ddpm", "lines"])
+def test_times_are_even_where_nothing_else_is_told(name, seed):
+    assert kolmogorov(asked(name, 20_000), lambda t: t) < 2.6, f"seed {seed}"
 
 
-@pytest.mark.parametrize("count", [1, 2, 7, 40_000])
-def test_reflow_spends_half_on_the_jump_and_the_rest_at_both_ends(seed, count):
-    """Half of the batch at t=0; the others from p ~ e^4t + e^4(1-t), a symmetric U."""
-    net = Recorder()
-    reflow(net, SPEC, draw(count))
-    t = net.s.numpy()
+@pytest.mark.parametrize("count", [1, 2, 7, 20_000])
+def test_reflow_spends_its_share_on_the_jump_and_the_rest_at_both_ends(seed, count):
+    t = asked("reflow", count, Options(times="u-shaped", jump=0.5))
     assert (t == 0).sum() == count // 2
-    rest = t[t > 0]
-    assert ((rest >= 0) & (rest <= 1)).all()
-    if count < 1000:
-        return
-
-    def cumulative(t):
-        t = t.astype(np.float64)
-        return (np.exp(4 * t) - 1 + math.exp(4) - np.exp(4 * (1 - t))) / (2 * (math.exp(4) - 1))
-
-    assert kolmogorov(rest, cumulative) < 2.6 / math.sqrt(len(rest)), f"seed {seed}"
-    # (2.6 is passed by chance three times in a million.) The statistic tells this U from an even draw.
-    assert kolmogorov(np.random.default_rng(seed).uniform(size=len(rest)), cumulative) > 5 / math.sqrt(len(rest))
+    assert (t[: count // 2] == 0).all(), "the jumps are the first of the batch"
+    if count > 1000:
+        assert kolmogorov(t[t > 0], u_shaped) < 2.6, f"seed {seed}"
 
 
-def test_reflow_is_zero_exactly_where_the_pairs_are_straight(seed):
-    """A network that says each pair's own displacement has no loss; a displaced one has the pseudo-Huber's."""
-    batch = draw(512)
+def test_the_naive_baseline_sees_noise_alone(seed):
+    assert (asked("naive", 64) == 0).all()
 
-    class Straight(nn.Module):
-        wrong = 0.0
 
-        def forward(self, x, s, t, label):
-            return batch.image - batch.noise + self.wrong
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_the_grid_is_visited_evenly_where_euler_does(steps, seed):
+    visited, counts = asked("grid", 12_000, Options(grid=steps)).unique(return_counts=True)
+    torch.testing.assert_close(visited, torch.arange(steps).double() / steps)
+    assert (counts - 12_000 / steps).abs().max() < 5 * math.sqrt(12_000 / steps), f"seed {seed}: {counts}"
 
-    net = Straight()
-    assert reflow(net, SPEC, batch).item() == pytest.approx(0, abs=1e-6)
-    losses = []
-    for net.wrong in (0.5, 0.005):
-        losses.append(reflow(net, SPEC, batch).item())
-    large, small = (math.sqrt(wrong**2 + 0.03**2) - 0.03 for wrong in (0.5, 0.005))
-    assert losses[0] / losses[1] == pytest.approx(large / small, rel=1e-3)  # linear far out, a parabola near zero
+
+# ---- pseudo-Huber, LPIPS
+@pytest.mark.parametrize("name", ["reflow", "grid"])
+def test_pseudo_huber_is_linear_far_out_and_a_parabola_near_zero(name, seed):
+    batch = draw(64)
+    for wrong in (0.5, 0.005):
+        net = lambda x, s, t, label: batch.image - batch.noise + wrong  # noqa: E731, B023
+        bent = OBJECTIVES[name](net, SPEC, batch, Options(huber=0.03)).each
+        assert bent.mean().item() == pytest.approx(math.sqrt(wrong**2 + 0.03**2) - 0.03, rel=1e-3)
+        assert OBJECTIVES[name](net, SPEC, batch, OPTIONS).each.mean().item() == pytest.approx(wrong**2, rel=1e-3)
+
+
+PICTURES = UNet(shape=(1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(8, 4), heads=2, classes=3)
+
+
+class FakeLPIPS(nn.Module):
+    """Stands for the package, which is not installed here: the largest distance of a picture, of colours only."""
+
+    def __init__(self, net: str, verbose: bool) -> None:
+        super().__init__()
+        assert net == "vgg"
+
+    def forward(self, images: Tensor, others: Tensor) -> Tensor:
+        assert images.shape[1:] == others.shape[1:] == (3, 8, 8)
+        return (images - others).abs().amax((1, 2, 3), keepdim=True)
+
+
+@pytest.fixture
+def fake_lpips(monkeypatch):
+    fake = ModuleType("lpips")
+    fake.LPIPS = FakeLPIPS
+    monkeypatch.setitem(sys.modules, "lpips", fake)
+    perceptual._lpips.cache_clear()
+    yield fake
+    perceptual._lpips.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["reflow", "grid"])
+def test_lpips_sees_where_the_line_ends(name, seed, fake_lpips):
+    """A velocity off by d misses the picture by (1-t) d."""
+    batch = pictures(16)
+    net = lambda x, s, t, label: batch.image - batch.noise + 0.2  # noqa: E731
+    plain = OBJECTIVES[name](net, Spec(PICTURES), batch, OPTIONS)
+    losses = OBJECTIVES[name](net, Spec(PICTURES), batch, Options(lpips=3.0))
+    torch.testing.assert_close(losses.each - plain.each, 3 * 0.2 * (1 - losses.t), rtol=1e-4, atol=1e-5)
+
+
+def test_lpips_without_its_package_or_weights_says_so(fake_lpips, monkeypatch):
+    def unreachable(net: str, verbose: bool) -> nn.Module:
+        raise OSError("no route to host")
+
+    fake_lpips.LPIPS = unreachable
+    with pytest.raises(BackendUnavailable, match=r"weights of torchvision's VGG16.*no route to host.*set lpips to 0"):
+        perceptual.lpips_distance(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(BackendUnavailable, match="needs the packages lpips and torchvision"):
+        perceptual.lpips_distance(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+
+# ---- what holds for all
+def pictures(count: int, dtype: torch.dtype = torch.float32) -> Batch:
+    noise, image = torch.randn(2, count, *PICTURES.shape, dtype=dtype)
+    return Batch(noise, torch.randint(4, (count,)), image, torch.rand(count, 4, dtype=dtype))
+
+
+def fitting(name: str) -> Spec:
+    network = replace(PICTURES, times=2 if name in TWO_TIMES else 1)
+    return Spec(network, prediction=PREDICTS.get(name, VELOCITY), null_label=True)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_parts_of_a_batch_average_to_the_whole(name, seed):
+    """Loss and gradient, so that processes and accumulation change nothing; in float64, where sums agree."""
+    options = Options(times="logit-normal", huber=0.03, guidance=2.0 if name in GUIDED else 1.0)
+    spec, batch = fitting(name), pictures(16, torch.float64)
+    net = random_network(spec.network, seed).double()
+    fits = objective(name, spec, options)
+
+    def parts(count: int) -> tuple[Tensor, list[Tensor]]:
+        net.zero_grad()
+        losses = [fits(net, spec, batch.part(i, count), options).each.mean() / count for i in range(count)]
+        sum(losses).backward()
+        return sum(losses), [weight.grad.clone() for weight in net.parameters()]
+
+    (whole, slopes), (sum_of_parts, other_slopes) = parts(1), parts(4)
+    torch.testing.assert_close(whole, sum_of_parts, rtol=1e-5, atol=1e-6, msg=lambda m: f"seed {seed}: {m}")
+    torch.testing.assert_close(slopes, other_slopes, rtol=1e-4, atol=1e-5, msg=lambda m: f"seed {seed}: {m}")
+    assert all(slope.abs().max() > 0 for slope in slopes), "a weight that learns nothing"
+
+
+@pytest.mark.parametrize("spoiled", ["noise", "image"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_nan_in_a_sample_is_a_nan_in_its_loss_alone(name, spoiled, seed):
+    spec, batch = fitting(name), pictures(8)
+    for sample in (0, 7):  # one on the diagonal or the jump, one beyond
+        tensor = getattr(batch, spoiled).clone()
+        tensor[sample, 0, 3, 3] = math.nan
+        losses = OBJECTIVES[name](
+            random_network(spec.network, seed), spec, batch._replace(**{spoiled: tensor}), OPTIONS
+        )
+        assert losses.each.isnan().nonzero().flatten().tolist() == [sample], f"seed {seed}"
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_bfloat16_changes_little(name, seed):
+    spec, batch = fitting(name), pictures(32)
+    net, options = random_network(spec.network, seed), Options(adaptive=0.0, gap=0.2)
+
+    def slope() -> Tensor:
+        net.zero_grad()
+        losses = OBJECTIVES[name](net, spec, batch, options)
+        assert losses.each.dtype == torch.float32
+        losses.each.mean().backward()
+        return torch.cat([weight.grad.flatten() for weight in net.parameters()])
+
+    exact = slope()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = slope()
+    assert (rough - exact).norm() < 0.1 * exact.norm(), f"seed {seed}: {(rough - exact).norm() / exact.norm()}"
 
 
 def test_labels_are_dropped_sample_by_sample(seed):
     """Each sample by its own coin: the share is right, and hardly any batch drops all or none."""
+    dropped_evenly(drop_labels, seed)
+
+
+def dropped_evenly(drop, seed: int) -> None:
     spec = Spec(MLP(classes=4), null_label=True)
-    batch = draw(64)._replace(label=torch.arange(64) % 4)
-    dropped = torch.stack([drop_labels(batch, spec, 0.3).label == 4 for _ in range(500)])
-    kept = torch.stack([drop_labels(batch, spec, 0.3).label for _ in range(50)])
-    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.02), f"seed {seed}"
-    assert not dropped.all(dim=1).any()
+    dropped = torch.stack([drop(labelled(), spec, 0.3).label == 4 for _ in range(500)])
+    assert not dropped.all(dim=1).any(), f"seed {seed}: a batch without any label"
     assert dropped.any(dim=1).all()
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.02), f"seed {seed}"
     assert dropped.float().mean(dim=0).max() < 0.5
+    batch = labelled()
+    kept = drop(batch, spec, 0.3).label
     assert ((kept == batch.label) | (kept == 4)).all()
-    assert torch.equal(drop_labels(batch, spec, 0.0).label, batch.label)
+    assert torch.equal(drop(batch, spec, 0.0).label, batch.label)
     assert batch.label.max() == 3, "the caller's labels were written to"
+
+
+def labelled() -> Batch:
+    return draw(64)._replace(label=torch.arange(64) % 4)
+
+
+def test_dropping_the_labels_of_whole_batches_is_noticed(seed):
+    spoiled = inspect.getsource(drop_labels).replace("coins[:, -1]", "coins[:1, -1]")
+    module: dict = {"Batch": Batch, "Spec": Spec, "torch": torch}
+    exec(spoiled, module)
+    with pytest.raises(AssertionError, match="a batch without any label"):
+        dropped_evenly(module["drop_labels"], seed)
+
+
+# ---- what is refused
+TOLD = replace(PICTURES, times=2, guided=True)
+REFUSED = {
+    "unknown": ("sgd", Spec(PICTURES), {}, "objective is 'sgd'; expected one of cfm, ddpm"),
+    "prediction": ("ddpm", Spec(PICTURES), {}, "prediction is 'velocity'; ddpm expected 'noise'"),
+    "one time": ("lsd", Spec(PICTURES), {}, "times is 1; lsd expected a network with times=2"),
+    "path": ("consistency", Spec(PICTURES, "vp-cosine"), {}, "path is 'vp-cosine'; consistency expected 'linear'"),
+    "guided": ("lsd", Spec(TOLD), {}, "guided is True; lsd expected"),
+    "guidance elsewhere": ("cfm", Spec(PICTURES), {"guidance": 2.0}, "guidance is 2; expected 1: only MeanFlow"),
+    "guidance without classes": (
+        "meanflow",
+        Spec(replace(TOLD, guided=False, classes=0)),
+        {"guidance": 2.0},
+        "guidance is 2; expected 1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "spec", "changes", "sentence"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_learnt_is_refused(name, spec, changes, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        objective(name, spec, Options(**changes))
+
+
+def test_the_tables_name_objectives():
+    assert set(PREDICTS) | set(TWO_TIMES) | set(GUIDED) | set(STRAIGHT) <= set(OBJECTIVES)

@@ -98,7 +98,7 @@ STRAIGHT = ("consistency", "lines", "naive", "grid", "reflow")
 
 def objective(name: str, spec: Spec, options: Options) -> Objective:
     """An objective by name, refused where the network cannot learn it."""
-    guided = getattr(spec.network, "guided", False)
+    guided = spec.network.guided
     two, predicts = name in TWO_TIMES, PREDICTS.get(name, VELOCITY)
     for fits, sentence in (
         (name in OBJECTIVES, f"objective is {name!r}; expected one of {', '.join(OBJECTIVES)}"),
