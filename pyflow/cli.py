@@ -44,7 +44,13 @@ def _train(arguments: argparse.Namespace) -> None:
     else:
         settings["start"] = arguments.start
         made = commands.train_teacher(arguments.recipe, arguments.data, out, **settings, **changes)
-    print(f"{'trained' if made else 'was finished already'}: {out}")
+    _say_once(f"{'trained' if made else 'was finished already'}: {out}")
+
+
+def _say_once(sentence: str) -> None:
+    """In one of the processes that torchrun started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(sentence)
 
 
 def _expected(arguments: argparse.Namespace, name: str, what: str) -> Path:
@@ -85,7 +91,7 @@ def _distill(arguments: argparse.Namespace) -> None:
         return
     pairs, out = _expected(arguments, "pairs", "the pairs' folder"), _expected(arguments, "out", "the student's folder")
     made = commands.distil(name, teacher, pairs, out, **settings, **changes)
-    print(f"{'distilled' if made else 'was finished already'}: {out}")
+    _say_once(f"{'distilled' if made else 'was finished already'}: {out}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
