@@ -48,9 +48,9 @@ def _jvp(
         if not torch.compiler.is_compiling():
             forward = torch.func.jvp(phi, at, direction)
             return forward[0], forward[1]
-        value, pull = torch.func.vjp(phi, *at)
-        push = torch.func.vjp(pull, torch.zeros_like(value))[1]
-        return value, push(direction)[0]
+        reverse = torch.func.vjp(phi, *at)
+        push = torch.func.vjp(reverse[1], torch.zeros_like(reverse[0]))[1]
+        return reverse[0], push(direction)[0]
 
 
 def _diagonal(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
