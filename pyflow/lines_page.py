@@ -19,6 +19,7 @@ COLOURS = {LINES: "#d9480f", NAIVE: "#1c7ed6"}
 STEPS = (1, 2, 4)
 MOMENTS = (0.0, 0.2, 0.5, 0.8, 1.0)  # of the trajectory
 COLUMNS, SHOWN = 10, 64
+CELL = {5: 112, 8: 64, COLUMNS: 80}  # screen pixels of a picture, by the columns of its sheet
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Found:
 
 def write(found: Found, folder: Path) -> None:
     """Publish the folder: index.html (self-contained), the PNGs it shows, and results.json."""
-    ddim, scale = found.setting.ddim, max(1, 64 // next(iter(found.pictures.values())).shape[1])
+    ddim, width = found.setting.ddim, next(iter(found.pictures.values())).shape[2]
     compared = [(TEACHER, ddim), (LINES, 4), (LINES, 2), (LINES, 1), (NAIVE, 1)]
     three = [(LINES, 1), (NAIVE, 1), (TEACHER, ddim)]
     shown = [name for name in (STATE, LINES, NAIVE) if name in found.trajectory]
@@ -97,7 +98,7 @@ def write(found: Found, folder: Path) -> None:
     }
     with publish(folder) as fresh:
         for name, (images, columns) in sheets.items():
-            grid_of(images, columns, scale).save(fresh / name)
+            grid_of(images, columns, scale=max(1, CELL[columns] // width)).save(fresh / name)
         (fresh / "held-out.png").write_bytes(_plot(found))
         (fresh / "results.json").write_bytes(json_bytes(found.results()))
         names = {STATE: "the state", LINES: "Lines tells", NAIVE: "naive tells"}

@@ -47,7 +47,7 @@ img { max-width: 100%; height: auto; border-radius: 6px; display: block } .pixel
 th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
 th:first-child, td:first-child { text-align: left } th { font-weight: 600; color: var(--soft) }
 tr.student td:first-child, tr.lines td:first-child { color: var(--accent); font-weight: 600 }
-.rows { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem }
+.rows { display: grid; grid-template-columns: max-content minmax(0, max-content); gap: 0 1rem }
 .rows ol { list-style: none; margin: 0; padding: 0; display: grid; grid-auto-rows: 1fr; color: var(--soft); font-size: .85rem }
 .rows li { display: flex; align-items: center } .rows .columns { grid-auto-flow: column; grid-auto-columns: 1fr }
 .columns li { justify-content: center }

@@ -64,16 +64,16 @@ def test_each_picture_stands_in_its_row_and_column(found, tmp_path):
     sheets = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / "report").glob("*.png")}
     for row, plan in enumerate([(TEACHER, 20), (LINES, 4), (LINES, 2), (LINES, 1), (NAIVE, 1)]):
         for column in range(10):
-            assert np.array_equal(cell(sheets["compare"], 8, row, column), found.pictures[plan][column, :, :, 0])
+            assert np.array_equal(cell(sheets["compare"], 10, row, column), found.pictures[plan][column, :, :, 0])
     for row, plan in enumerate([(LINES, 1), (NAIVE, 1), (TEACHER, 20)]):
-        assert np.array_equal(cell(sheets["three-rows"], 8, row, 3), found.pictures[plan][13, :, :, 0])
+        assert np.array_equal(cell(sheets["three-rows"], 10, row, 3), found.pictures[plan][13, :, :, 0])
     for index in range(SHOWN):
         came = cell(sheets["samples-4-steps"], 8, *divmod(index, 8))
         assert np.array_equal(came, found.pictures[LINES, 4][index, :, :, 0])
     for point in range(4):
         for row, name in enumerate((STATE, LINES, NAIVE)):
             for column in range(len(MOMENTS)):
-                came = cell(sheets["trajectory"], 8, 3 * point + row, column)
+                came = cell(sheets["trajectory"], 14, 3 * point + row, column)
                 assert np.array_equal(came, found.trajectory[name][point, column, :, :, 0])
 
 
