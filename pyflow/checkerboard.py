@@ -55,7 +55,7 @@ class Table:
 
     @property
     def lines(self) -> list[tuple[str, ...]]:
-        rows = self.divergence | {f"public {name}": values for name, values in PUBLIC.items()}
+        rows = {**self.divergence, **{f"public {name}": values for name, values in PUBLIC.items()}}
         head = ("KL(p||q) at steps", *map(str, STEPS))
         told = [(name, *(f"{value:.4f}" for value in values)) for name, values in rows.items()]
         return [head, *told, ("the law itself", *[f"{self.floor:.4f}"] * len(STEPS))]

@@ -55,5 +55,5 @@ def histogram_divergence(
         if not np.isfinite(points).all():
             raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite points")
     edges = np.linspace(-reach, reach, cells + 1)
-    p, q = (np.histogram2d(*points.T, bins=(edges, edges))[0] / len(points) + floor for points in (real, made))
+    p, q = (np.histogramdd(points, bins=(edges, edges))[0] / len(points) + floor for points in (real, made))
     return float((p * np.log(p / q)).sum())
