@@ -17,6 +17,7 @@ from pyflow.core import PATHS
 from pyflow.spec import Spec
 
 from .batch import Batch, Losses, joined, over
+from .pooling import pooled
 from .settings import Options
 from .times import draw_interval, draw_time
 
@@ -56,6 +57,8 @@ def _jvp(
 def _diagonal(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """|phi_tt(I_t) - dI_t|^2."""
     path, t = PATHS[spec.path], draw_time(batch.coins[:, 0], options.times, 0.6, 1.6)
+    if options.pooled:
+        batch = pooled(batch, path, t)
     at = over(t, batch.image)
     said = net(path.mix(batch.image, batch.noise, at), t, t, batch.label)
     return Losses(mean_square(said - path.velocity(batch.image, batch.noise, at)), t, t)
@@ -139,6 +142,8 @@ def _mean_flow(net: nn.Module, spec: Spec, batch: Batch, options: Options, own_t
     alone = batch.share(options.diagonal)
     first = draw_time(batch.coins[:alone, 0], options.times, 0.6, 1.6)
     s, t = torch.cat([first, s[alone:]]), torch.cat([first, t[alone:]])
+    if options.pooled:
+        batch = pooled(batch, PATHS[spec.path], s)
     x, told = PATHS[spec.path].mix(batch.image, batch.noise, over(s, batch.image)), _guidance(spec, batch, options)[1]
     v = _guided_velocity(net, spec, batch, options, x, s)
 

@@ -12,6 +12,7 @@ from pyflow.spec import Spec
 from .batch import Batch, Losses, over
 from .flow_maps import consistency, esd, improved_meanflow, lsd, mean_square, meanflow, psd_midpoint, psd_uniform
 from .perceptual import lpips_distance
+from .pooling import pooled
 from .settings import Options
 from .times import draw_time
 
@@ -27,12 +28,14 @@ def _regress(net: nn.Module, spec: Spec, batch: Batch, t: Tensor) -> Losses:
 
 def cfm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Conditional flow matching (Lipman et al. 2023, eq. 9): E |v(x_t, t) - (x_1 - x_0)|^2."""
-    return _regress(net, spec, batch, draw_time(batch.coins[:, 0], options.times))
+    t = draw_time(batch.coins[:, 0], options.times)
+    return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t)
 
 
 def ddpm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Denoising diffusion (Ho et al. 2020, eq. 14): E |eps - eps(sqrt(abar_t) x_1 + sqrt(1 - abar_t) eps, t)|^2."""
-    return _regress(net, spec, batch, batch.coins[:, 0])
+    t = batch.coins[:, 0]
+    return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t)
 
 
 def lines(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
@@ -110,6 +113,7 @@ def objective(name: str, spec: Spec, options: Options) -> Objective:
             options.guidance == 1 or (name in GUIDED and spec.network.classes > 0),
             f"guidance is {options.guidance:g}; expected 1: only MeanFlow on labelled data has guidance in its target",
         ),
+        (not options.pooled or spec.network.classes == 0, "pooled is True; expected False: pools know no classes"),
     ):
         if not fits:
             raise InvalidInput(sentence)

@@ -34,6 +34,7 @@ IN_THE_PLANE: dict[str, Any] = {
     "weight_decay": 0.0,
     "half_lives": (0.03,),
     "precision": "bf16",
+    "options": Options(pooled=True),
 }
 
 
@@ -61,14 +62,16 @@ def _two_times(name: str, data: str, size: str, options: Options) -> Recipe:
 
 
 def _flow_map(name: str, data: str, size: str) -> Recipe:
-    return _two_times(name, data, size, Options(learned_weight=data != "checkerboard"))
+    return _two_times(
+        name, data, size, Options(pooled=True) if data == "checkerboard" else Options(learned_weight=True)
+    )
 
 
 def _mean_flow(name: str, data: str, size: str) -> Recipe:
     """Guidance 2 is in the target where there are labels to guide by. A target in the plane is mostly chance, and
     the adaptive weight would favour those that fit."""
     if data == "checkerboard":
-        return _two_times(name, data, size, Options(adaptive=0.0))
+        return _two_times(name, data, size, Options(adaptive=0.0, pooled=True))
     return _two_times(name, data, size, Options(times="logit-normal", diagonal=0.25, guidance=2.0))
 
 
@@ -106,10 +109,10 @@ def reflow(data: str = "digits", size: str = "1m") -> Recipe:
     """A student of 1, 2 or 4 steps by reflow and distillation on its teacher's pairs; the guidance is in the pairs."""
     setting = cfm(data, size)
     if data != "checkerboard":
-        steps, batch = 500 if data == "digits" else setting.steps // 2, max(128, setting.batch)
-        setting = replace(setting, steps=steps, batch=batch, learning_rate=min(1e-3, setting.learning_rate))
+        setting = replace(setting, batch=max(128, setting.batch), learning_rate=min(1e-3, setting.learning_rate))
     return replace(
         setting,
+        steps=500 if data == "digits" else setting.steps // 2,
         name="reflow",
         objective="reflow",
         options=Options(times="u-shaped", huber=0.03),

@@ -34,6 +34,7 @@ class Options:
     adaptive: float = 1.0  # MeanFlow: the power of the adaptive weight; 0 is none
     learned_weight: bool = False  # the trainer: e^-w L + w, with w(s, t) learned
     gap: float = 0.02  # consistency: between the two times that are compared
+    pooled: bool = False  # cfm, ddpm, flow maps, MeanFlow: targets are means over the batch; for points in the plane
 
     def __post_init__(self) -> None:
         _expect_all(
