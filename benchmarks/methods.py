@@ -1,0 +1,160 @@
+"""Every method on one data set, end to end at a reduced size: seconds, loss curve, distance and pictures by step count.
+
+python benchmarks/methods.py --data FOLDER --teacher CHECKPOINT --judge FOLDER [--steps 150] [--batch 32] [--out FOLDER]
+
+Methods that learn from data start from the teacher's weights where these mean the same; students learn from its pairs.
+A run that is finished is reused.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyflow.training.data import load_dataset
+from pyflow.training.logs import LINES, folder_of
+from pyflow.training.recipes import STUDENTS, TEACHERS
+
+from pyflow import checkpoint, commands, load
+from pyflow.artefact import read_json, write_file
+from pyflow.demo import GUIDANCE
+from pyflow.errors import PyflowError
+from pyflow.pictures import grid_of
+from pyflow.quality import PICTURES, Judge
+from pyflow.timing import machine
+
+FROM_NOTHING = ("ddpm",)  # a teacher's velocity is no first guess of the noise
+STEPS, SHOWN = (1, 4, 50), 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    data: str
+    teacher: Path
+    runs: Path
+    pairs: int
+    changes: dict[str, Any]  # of every recipe
+
+    def train(self, method: str) -> Path:
+        """The checkpoint of a method, trained now or before; its seconds lie beside it."""
+        folder, began = self.runs / method, time.perf_counter()
+        if method in STUDENTS:
+            made = commands.distil(method, self.teacher, self.runs / "pairs", folder, **self.changes)
+        else:
+            start = None if method in FROM_NOTHING else self.teacher
+            made = commands.train_teacher(method, self.data, folder, start=start, **self.changes)
+        if made:
+            seconds = {"seconds": round(time.perf_counter() - began, 1)}
+            write_file(folder_of(folder) / "seconds.json", json.dumps(seconds).encode())
+        return folder
+
+    def make_pairs(self) -> None:
+        plan: dict[str, Any] = {"steps": 16, "solver": "ab2", "guidance": GUIDANCE, "seed": 2**31}
+        commands.make_pairs(self.teacher, self.runs / "pairs", count=self.pairs, **plan)
+
+
+def row(folder: Path, judge: Judge, steps: Sequence[int]) -> tuple[dict[str, Any], list[dict[str, float]], np.ndarray]:
+    """The record of a method, its log, and its first pictures at each step count."""
+    spec = checkpoint.load_spec(folder)
+    guidance = GUIDANCE if spec.null_label else 1.0
+    lines = [json.loads(line) for line in (folder_of(folder) / LINES).read_text().splitlines()]
+    flow, found, shown = load(folder), {}, []
+    for count in steps:
+        distance, accuracy, images = judge.of_flow(flow, count, guidance)
+        found[str(count)] = {"distance": round(distance, 4), "label_accuracy": round(accuracy, 4)}
+        shown.append(images[:SHOWN])
+    tail = lines[-max(1, len(lines) // 4) :]
+    record = {
+        "method": folder.name,
+        "seconds": read_json(folder_of(folder) / "seconds.json")["seconds"],
+        "first_loss": lines[0]["loss"],
+        "last_loss": float(np.mean([line["loss"] for line in tail])),
+        "guidance": guidance,
+        "steps": found,
+        "provenance": spec.provenance,
+    }
+    return record, lines, np.concatenate(shown)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    steps = list(rows[0]["steps"])
+    head = f"{'method':<18}{'seconds':>8}{'loss':>18}" + "".join(f"{f'distance at {count}':>15}" for count in steps)
+    lines = [
+        f"{each['method']:<18}{each['seconds']:8.0f}{each['first_loss']:9.3f} {each['last_loss']:8.3f}"
+        + "".join(f"{cell['distance']:15.3f}" for cell in each["steps"].values())
+        for each in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def plot(curves: dict[str, list[dict[str, float]]], sheets: dict[str, np.ndarray], path: Path, facts: str) -> None:
+    """A row a method: its loss, and the same seeds at each step count, one line of pictures a count."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = {"width_ratios": (1, 2)}
+    figure, axes = pyplot.subplots(len(curves), 2, figsize=(9, 2 * len(curves)), gridspec_kw=size, squeeze=False)
+    for (method, lines), (curve, pictures) in zip(curves.items(), axes):
+        curve.plot([line["step"] for line in lines], [line["loss"] for line in lines], color="#d9480f")
+        curve.set(ylabel=method)
+        curve.spines[["top", "right"]].set_visible(False)
+        sheet = np.asarray(grid_of(sheets[method], columns=SHOWN))
+        pictures.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        height = sheet.shape[0] / len(STEPS)
+        pictures.set_yticks([(place + 0.5) * height for place in range(len(STEPS))], STEPS)
+        pictures.set(xticks=[])
+    axes[0, 0].set_title("loss by step")
+    axes[0, 1].set_title("pictures at " + ", ".join(map(str, STEPS)) + " network calls")
+    figure.suptitle(facts, fontsize=6, wrap=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--teacher", type=Path, required=True, help="a cfm checkpoint")
+    parser.add_argument("--judge", type=Path, required=True, help="a classifier's folder")
+    parser.add_argument("--methods", nargs="+", default=[*filter("cfm".__ne__, TEACHERS), *STUDENTS])
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    changes = {"steps": arguments.steps, "batch": arguments.batch}
+    setting = Setting(arguments.data, arguments.teacher, arguments.runs, arguments.pairs, changes)
+    facts = {"command": "make bench-methods", "threads": arguments.threads, **machine()}
+    rows, curves, sheets = [], {}, {}
+    try:
+        judge = Judge.of(arguments.judge, arguments.data)
+        setting.make_pairs()
+        for method in arguments.methods:
+            record, curves[method], sheets[method] = row(setting.train(method), judge, STEPS)
+            rows.append(record)
+            print(table([record]), flush=True)
+    except PyflowError as error:
+        raise SystemExit(f"methods.py: {error}") from None
+    print("\n" + table(rows))
+    named = load_dataset(arguments.data).name
+    protocol = {"data": named, "features": f"{named} classifier, {judge.real.shape[1]} features", "pictures": PICTURES}
+    kept = {"facts": facts, **protocol, "distance_of_held_out_pictures": judge.floor, "methods": rows}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "methods.json").write_text(json.dumps(kept, indent=1) + "\n")
+    summary = ", ".join(f"{name} {value}" for name, value in facts.items())
+    plot(curves, sheets, arguments.out / "methods.png", summary)
+    print(f"\n{summary}\nkept in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
