@@ -29,7 +29,7 @@ from pyflow.quality import PICTURES, Judge
 from pyflow.timing import machine
 
 FROM_NOTHING = ("ddpm",)  # a teacher's velocity is no first guess of the noise
-STEPS, SHOWN = (1, 4, 50), 8
+STEPS, SHOWN = (1, 4, 16), 8
 
 
 @dataclass(frozen=True)

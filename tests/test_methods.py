@@ -42,6 +42,6 @@ def test_each_method_has_its_figures(tmp_path, monkeypatch):
     for row in kept["methods"]:
         assert row["seconds"] > 0
         assert math.isfinite(row["first_loss"])
-        assert set(row["steps"]) == {"1", "4", "50"}
+        assert set(row["steps"]) == {"1", "4", "16"}
         assert all(cell["distance"] > 0 for cell in row["steps"].values())
     assert (tmp_path / "methods.png").stat().st_size > 10_000
