@@ -168,6 +168,14 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, change):
         {"spec": {"shape": 5}},
         {"spec": {"count": 0}},
         {"spec": {"wings": 2}},
+        {"spec": {"count": 40.0}},
+        {"spec": {"count": 10**13}},
+        {"spec": {"count": 2**31}},
+        {"spec": {"shape": ["a"]}},
+        {"spec": {"shape": [10**12]}},
+        {"spec": {"classes": "x"}},
+        {"spec": {"classes": -1}},
+        {"spec": {"guidance": 1e999}},
     ],
     ids=str,
 )
@@ -177,9 +185,41 @@ def test_a_broken_manifest_is_refused(tmp_path, change):
     record = json.loads(path.read_text())
     for key, value in change.items():
         record[key] = {**record[key], **value} if value and isinstance(value, dict) else value
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(record).replace("Infinity", "1e999"))
     with pytest.raises(InvalidArtefact, match=r"make (it|the pairs) again|this pyflow reads"):
         pairs.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "origin", [None, [], "x", {"teacher": None}, {"teacher": []}, {"teacher": {"data": 5}}], ids=str
+)
+def test_an_origin_that_tells_no_data_is_no_mistake(tmp_path, origin):
+    pairs.generate(teacher, SPEC, tmp_path)
+    path = tmp_path / pairs.MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"origin": origin}))
+    assert pairs.data_of(tmp_path) is None
+    assert commands.student("reflow", None, tmp_path).data == "pairs"
+
+
+def test_a_folder_of_something_else_stays_as_it_was(tmp_path, tiny_checkpoint, capsys):
+    """A checkpoint that got a manifest would pass for an engine."""
+    before = files(tiny_checkpoint)
+    for folder in (tiny_checkpoint, tiny_checkpoint / "spec.json"):
+        assert main(["pairs", str(tiny_checkpoint), "--out", str(folder), "--count", "4", "--steps", "1"]) == 2
+        assert "expected" in capsys.readouterr().err
+    assert files(tiny_checkpoint) == before
+
+
+REFUSED = ("steps 0", "guidance nan", "guidance inf", "guidance 101", "guidance 3", "seed -1", "solver foo")
+
+
+@pytest.mark.parametrize("asked", REFUSED)
+def test_a_refused_order_leaves_nothing(tmp_path, asked, capsys):
+    name, value = asked.split()
+    source = save(tmp_path / "teacher", Spec(POINTS))  # it knows no null label
+    assert main(["pairs", str(source), "--out", str(tmp_path / "pairs"), "--count", "4", f"--{name}", value]) == 2
+    assert f"{name} " in capsys.readouterr().err
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_what_is_no_pairs_folder_is_refused(tmp_path):

@@ -5,7 +5,9 @@ says what the pairs are. Noise and labels are not stored: both follow from (seed
 only that one is made again. Every file has one writer, so several processes may make one folder.
 """
 
+import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -20,9 +22,12 @@ from tqdm import tqdm
 from pyflow import native
 from pyflow.artefact import json_bytes, read_json, read_verified, sha256, write_file
 from pyflow.errors import InvalidArtefact, InvalidInput
+from pyflow.noise import PICTURE_LIMIT, SEED_LIMIT
+from pyflow.records import from_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+OWN = re.compile(r"\.?(manifest\.json|shard-\d+\.(npy|json))(\.[0-9a-f]{8}\.tmp)?")
 
 # (first picture, labels) to the pictures' final states, float32
 Teacher = Callable[[int, np.ndarray], np.ndarray]
@@ -44,9 +49,19 @@ class PairsSpec:
     batch: int = 64  # pictures a call of the teacher: most backends round a sum as the batch is cut
 
     def __post_init__(self) -> None:
-        for name in ("count", "shard", "batch"):
-            if getattr(self, name) < 1:
-                raise InvalidInput(f"{name} of the pairs is {getattr(self, name)}; expected 1 or more")
+        sizes = len(self.shape) in (1, 3) and min(self.shape) >= 1
+        for name, fits, expected in (
+            ("count", 1 <= self.count <= PICTURE_LIMIT, f"1 or more, at most {PICTURE_LIMIT}"),
+            ("shard", self.shard >= 1, "1 or more"),
+            ("batch", self.batch >= 1, "1 or more"),
+            ("steps", self.steps >= 1, "1 or more"),
+            ("seed", 0 <= self.seed < SEED_LIMIT, f"0 to {SEED_LIMIT - 1}"),
+            ("guidance", math.isfinite(self.guidance), "a finite number"),
+            ("classes", self.classes >= 0, "0 or more"),
+            ("shape", sizes, "the size of a point, or of a picture: channels, height, width"),
+        ):
+            if not fits:
+                raise InvalidInput(f"{name} of the pairs is {getattr(self, name)}; expected {expected}")
 
     @property
     def identity(self) -> str:
@@ -87,7 +102,7 @@ def generate(
     `origin` is for readers: it stands in the manifest as the first run told it. Of `world` processes, each makes every
     `world`-th shard, whatever is there: they don't look at the folder at the same moment.
     """
-    _open(spec, origin or {}, folder)
+    _refuse_other(spec, folder)
     starts = spec.starts(rank, world)
     missing = [start for start in starts if not _intact(spec, start, folder)]
     total, left = (sum(map(spec.size, some)) for some in (starts, missing))
@@ -96,9 +111,11 @@ def generate(
         for start in missing:
             content = BytesIO()
             np.save(content, _pictures(teacher, spec, start, bar), allow_pickle=False)
+            _open(spec, origin or {}, folder)  # not before: an order that the teacher refuses leaves nothing
             write_file(folder / spec.name(start), content.getvalue())
             record = {"pairs": spec.identity, "sha256": sha256(content.getvalue())}
             write_file(_record(folder, spec, start), json_bytes(record))
+    _open(spec, origin or {}, folder)
     return len(missing)
 
 
@@ -115,6 +132,8 @@ def _pictures(teacher: Teacher, spec: PairsSpec, start: int, bar: "tqdm[Any]") -
 def load(folder: Path) -> tuple[tuple[Tensor, Tensor, Tensor], PairsSpec]:
     """All pairs as tensors (noise, labels, pictures); every shard's hash is checked."""
     spec = read_spec(folder)
+    for start in spec.starts():  # before memory is taken for as many as the manifest says
+        _recorded(spec, start, folder)
     noise, pictures = (torch.empty(spec.count, *spec.shape) for _ in range(2))
     for start in spec.starts():
         content = _verified(spec, start, folder)
@@ -132,42 +151,61 @@ def load(folder: Path) -> tuple[tuple[Tensor, Tensor, Tensor], PairsSpec]:
 
 
 def read_spec(folder: Path) -> PairsSpec:
-    data: Any = read_json(folder / MANIFEST)
+    path, data = folder / MANIFEST, read_json(folder / MANIFEST)
+    if not isinstance(data, dict) or "format" not in data:
+        raise InvalidArtefact(f"{path} is not a pairs manifest; name the folder of pairs, or make the pairs again")
+    if data["format"] != FORMAT:
+        raise InvalidArtefact(
+            f"{path} has format {data['format']!r}; this pyflow reads {FORMAT}: make the pairs again, in another folder"
+        )
     try:
-        if data["format"] != FORMAT:
-            raise InvalidArtefact(
-                f"{folder / MANIFEST} has format {data['format']!r}; this pyflow reads {FORMAT}: "
-                "make the pairs again, in another folder"
-            )
-        return PairsSpec(**{**data["spec"], "shape": tuple(data["spec"]["shape"])})
-    except (KeyError, TypeError, InvalidInput) as error:
-        raise InvalidArtefact(f"{folder / MANIFEST} is not a pairs manifest ({error}); make the pairs again") from error
+        made: PairsSpec = from_json(PairsSpec, data.get("spec"), MANIFEST)
+    except InvalidArtefact as error:
+        raise InvalidArtefact(f"{path} is not a pairs manifest ({error}); make the pairs again") from error
+    return made
 
 
 def data_of(folder: Path) -> str | None:
     """The name of the data that the teacher of these pairs was trained on, where that is known."""
-    manifest: Any = read_json(folder / MANIFEST)
-    told = manifest.get("origin", {}).get("teacher", {})
-    return told.get("data")
+    told: Any = read_json(folder / MANIFEST)
+    for name in ("origin", "teacher", "data"):
+        told = told.get(name) if isinstance(told, dict) else None
+    return told if isinstance(told, str) else None
 
 
 def _open(spec: PairsSpec, origin: Mapping[str, Any], folder: Path) -> None:
     """Write the manifest, or refuse another's. Processes that start together write the same bytes."""
     if not (folder / MANIFEST).exists():
         write_file(folder / MANIFEST, json_bytes({"format": FORMAT, "spec": asdict(spec), "origin": origin}))
-    found = read_spec(folder)
-    if found != spec:
+    _refuse_other(spec, folder)
+
+
+def _refuse_other(spec: PairsSpec, folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        found = read_spec(folder)
         changed = [f"{name} {old!r}" for name, old in asdict(found).items() if old != getattr(spec, name)]
-        raise InvalidInput(f"{folder} holds other pairs ({', '.join(changed)}); name another folder or remove it")
+        if changed:
+            raise InvalidInput(f"{folder} holds other pairs ({', '.join(changed)}); name another folder or remove it")
+    elif folder.is_dir():
+        strangers = sorted(path.name for path in folder.iterdir() if not OWN.fullmatch(path.name))
+        if strangers:
+            raise InvalidInput(f"{folder} holds {', '.join(strangers[:3])}; expected pairs, or a name that is free")
+    elif folder.exists():
+        raise InvalidInput(f"{folder} is a file; expected the pairs' folder, or a name that is free")
 
 
-def _verified(spec: PairsSpec, start: int, folder: Path) -> bytes:
+def _recorded(spec: PairsSpec, start: int, folder: Path) -> str:
+    """The hash that a shard's record tells."""
     if not _record(folder, spec, start).exists():
         raise InvalidArtefact(f"{folder} has no {spec.name(start)} yet; run `pyflow pairs` again to finish it")
     record: Any = read_json(_record(folder, spec, start))
     if not isinstance(record, dict) or record.get("pairs") != spec.identity:
         raise InvalidArtefact(f"{folder / spec.name(start)} belongs to other pairs than its folder; make it again")
-    return read_verified(folder, spec.name(start), record.get("sha256", "none"))
+    return str(record.get("sha256", "none"))
+
+
+def _verified(spec: PairsSpec, start: int, folder: Path) -> bytes:
+    return read_verified(folder, spec.name(start), _recorded(spec, start, folder))
 
 
 def _intact(spec: PairsSpec, start: int, folder: Path) -> bool:
