@@ -29,7 +29,7 @@ def distil(teacher: Path, made: Path, student: Path) -> None:
     net.train()
     for step in range(STEPS):
         batch = draw(512)  # noise, label, picture, and the coins that the objective reads its times from
-        loss = OBJECTIVES["reflow"](net, spec, batch, options).each.mean()
+        loss = OBJECTIVES["reflow"].loss(net, spec, batch, options).each.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

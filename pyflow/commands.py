@@ -27,6 +27,7 @@ from .training.batch import Draw, endless, paired, unpaired
 from .training.beginnings import begin, spec_of
 from .training.data import LAWS, Dataset, load_dataset
 from .training.distributed import join
+from .training.objectives import refuse_source
 from .training.pairs import PairsSpec
 from .training.recipes import STUDENTS, TEACHERS, Recipe, recipe
 from .training.trainer import train
@@ -54,6 +55,7 @@ def train_teacher(
     `judge` the folder of a classifier. `device`, `watch` and `logs` are the trainer's.
     """
     setting = recipe(name, data, size=size, file=config, known=TEACHERS, **changes)
+    refuse_source(setting.objective, pairs=False)
     dataset = load_dataset(setting.data)
     network = setting.network
     if network.shape != dataset.shape or network.classes != dataset.classes:
@@ -164,6 +166,7 @@ def distil(
     Path, prediction and solver are the recipe's, whatever the teacher's were. The rest is as for `train_teacher`.
     """
     setting = student(name, teacher, pairs, size=size, config=config, **changes)
+    refuse_source(setting.objective, pairs=True)
     made = pairs_files.read_spec(pairs)
     network = setting.network
     if made.shape != network.shape or made.classes != network.classes:

@@ -17,7 +17,7 @@ from exact import LAW, NULL, SIZE, Average, assert_solved, assert_zero, draw, dr
 from oracles import Mixture
 from pyflow.training import flow_maps
 from pyflow.training.batch import Batch, unpaired
-from pyflow.training.objectives import GUIDED, OBJECTIVES, TWO_TIMES, Objective
+from pyflow.training.objectives import OBJECTIVES, Loss
 from pyflow.training.settings import Options
 from torch import Tensor, nn
 
@@ -27,6 +27,8 @@ from pyflow.spec import MLP, Spec
 
 SPEC = Spec(MLP(shape=(SIZE,), classes=2, times=2))
 TOLD = replace(SPEC, network=replace(SPEC.network, guided=True))
+GUIDED = [name for name, each in OBJECTIVES.items() if "guidance" in each.reads]
+TWO_TIMES = [name for name, each in OBJECTIVES.items() if each.two_times]
 
 
 @pytest.fixture
@@ -69,16 +71,16 @@ FLOORS |= {"meanflow": mean_flow_floor, "improved-meanflow": partial(mean_flow_f
 FLOORS |= {"consistency": consistency_floor}
 
 
-def solved(objective: Objective, name: str, seed: int) -> None:
+def solved(objective: Loss, name: str, seed: int) -> None:
     assert_solved(lambda net, batch: objective(net, SPEC, batch, OPTIONS), Average(), draw, FLOORS[name], seed)
 
 
 @pytest.mark.parametrize("name", FLOORS)
 def test_the_exact_map_stands_on_its_floor(name, seed):
-    solved(OBJECTIVES[name], name, seed)
+    solved(OBJECTIVES[name].loss, name, seed)
 
 
-def solved_with_guidance(objective: Objective, name: str, seed: int, told: bool = False) -> None:
+def solved_with_guidance(objective: Loss, name: str, seed: int, told: bool = False) -> None:
     """Two classes and what has no label; the guided map is exact again, its mean being mixed of theirs."""
     largest, spec = 1.5, TOLD if told else SPEC
     options = replace(OPTIONS, guidance=largest)
@@ -94,7 +96,7 @@ def solved_with_guidance(objective: Objective, name: str, seed: int, told: bool 
 @pytest.mark.parametrize("told", [False, True])
 @pytest.mark.parametrize("name", GUIDED)
 def test_the_exact_guided_map_stands_on_its_floor(name, told, seed):
-    solved_with_guidance(OBJECTIVES[name], name, seed, told)
+    solved_with_guidance(OBJECTIVES[name].loss, name, seed, told)
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit-normal"])
@@ -102,7 +104,7 @@ def test_the_adaptive_weight_leaves_the_exact_map_alone(times, seed):
     """Given x a Gaussian sample's velocity errs evenly to both sides, so a weight of the error's size favours none."""
     net, options, slopes = Average(), replace(OPTIONS, adaptive=1.0, times=times), []
     for _ in range(64):
-        loss = OBJECTIVES["meanflow"](net, SPEC, draw(512), options).each.mean()
+        loss = OBJECTIVES["meanflow"].loss(net, SPEC, draw(512), options).each.mean()
         slopes.append(torch.autograd.grad(loss, net.bend)[0])
     for slope in torch.stack(slopes).T:
         assert_zero(slope, 0.04, f"seed {seed}")
@@ -166,7 +168,7 @@ def formula(name: str, net: nn.Module, spec: Spec, batch: Batch, options: Option
     return total / (total.detach() + 1e-3) ** options.adaptive
 
 
-def agrees(objective: Objective, name: str, seed: int, guided: bool = False) -> None:
+def agrees(objective: Loss, name: str, seed: int, guided: bool = False) -> None:
     torch.manual_seed(seed)
     spec = TOLD if guided else SPEC
     options = Options(diagonal=0.25, guidance=2.5 if name in GUIDED else 1.0, adaptive=0.75)
@@ -183,12 +185,12 @@ def agrees(objective: Objective, name: str, seed: int, guided: bool = False) -> 
 
 @pytest.mark.parametrize("name", TWO_TIMES)
 def test_losses_and_gradients_are_the_formula_s(name, seed):
-    agrees(OBJECTIVES[name], name, seed)
+    agrees(OBJECTIVES[name].loss, name, seed)
 
 
 @pytest.mark.parametrize("name", GUIDED)
 def test_losses_and_gradients_with_guidance_told_are_the_formula_s(name, seed):
-    agrees(OBJECTIVES[name], name, seed, guided=True)
+    agrees(OBJECTIVES[name].loss, name, seed, guided=True)
 
 
 # ---- what public implementations get wrong, planted one by one
@@ -240,7 +242,7 @@ GUIDANCE_MUTANTS = {
 }
 
 
-def planted(mutant: Mutant) -> Objective:
+def planted(mutant: Mutant) -> Loss:
     """The objective of a copy of flow_maps with one change inside one function."""
     function = inspect.getsource(getattr(flow_maps, mutant.within))
     assert function.count(mutant.right) == 1, f"{mutant.within} has no {mutant.right!r} to spoil"
@@ -278,7 +280,7 @@ def test_compiled_the_gradient_is_the_same(seed):
     batch = Batch(batch.noise.float(), batch.label, batch.image.float(), batch.coins.float())
 
     def loss() -> Tensor:
-        return OBJECTIVES["lsd"](net, spec, batch, Options()).each.mean()
+        return OBJECTIVES["lsd"].loss(net, spec, batch, Options()).each.mean()
 
     eager, compiled = (
         torch.autograd.grad(each(), list(net.parameters())) for each in (loss, torch.compile(loss, fullgraph=True))
@@ -308,7 +310,7 @@ def test_a_tiny_network_learns_the_map(name, within, rng, seed):
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):
-        loss = OBJECTIVES[name](net, SPEC, sample(512), options).each.mean()
+        loss = OBJECTIVES[name].loss(net, SPEC, sample(512), options).each.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -6,7 +6,7 @@ Those of flow maps have a file of their own; what holds for all of them is here.
 import inspect
 import math
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from types import ModuleType
 
 import pytest
@@ -24,7 +24,7 @@ from exact import (
 )
 from pyflow.training import objectives, perceptual
 from pyflow.training.batch import Batch, drop_labels
-from pyflow.training.objectives import GUIDED, OBJECTIVES, PREDICTS, STRAIGHT, TWO_TIMES, objective
+from pyflow.training.objectives import OBJECTIVES, objective, refuse_source
 from pyflow.training.settings import TIMES, Options
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ def solved(loss, name: str, prediction: str, path: str, seed: int) -> None:
 
 @pytest.mark.parametrize(("name", "prediction", "path"), FROM_DATA)
 def test_the_exact_answer_stands_on_its_floor(name, prediction, path, seed):
-    solved(OBJECTIVES[name], name, prediction, path, seed)
+    solved(OBJECTIVES[name].loss, name, prediction, path, seed)
 
 
 @pytest.mark.parametrize(("name", "prediction", "path"), FROM_DATA)
@@ -81,7 +81,7 @@ def test_a_wrong_target_is_noticed(name, prediction, path, wrong, seed, monkeypa
     """The sign of the noise turned, or the image whatever was asked for."""
     monkeypatch.setattr(objectives, "target", wrong)
     with pytest.raises(AssertionError, match="expected 0"):
-        solved(OBJECTIVES[name], name, prediction, path, seed)
+        solved(OBJECTIVES[name].loss, name, prediction, path, seed)
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -89,13 +89,16 @@ def test_a_wrong_target_is_noticed(name, prediction, path, wrong, seed, monkeypa
 def test_pairs_of_a_flow_are_learnt_without_any_loss(name, prediction, times, seed):
     """Noise and picture follow from any point between them, so that the floor is zero, sample by sample."""
     net, options = Straight(prediction == IMAGE), Options(times=times, huber=0.03)
-    losses = OBJECTIVES[name](net, Spec(SPEC.network, prediction=prediction), draw_pairs(256), options)
+    losses = OBJECTIVES[name].loss(net, Spec(SPEC.network, prediction=prediction), draw_pairs(256), options)
     assert losses.each.max() < 1e-6, f"seed {seed}"
     (slope,) = torch.autograd.grad(losses.each.sum(), net.bend)
     assert slope.abs().max() < 1e-6
     with torch.no_grad():
         net.bend[1] = 0.1
-    assert OBJECTIVES[name](net, Spec(SPEC.network, prediction=prediction), draw_pairs(256), options).each.mean() > 1e-4
+    assert (
+        OBJECTIVES[name].loss(net, Spec(SPEC.network, prediction=prediction), draw_pairs(256), options).each.mean()
+        > 1e-4
+    )
 
 
 # ---- pseudo-Huber, LPIPS
@@ -104,9 +107,9 @@ def test_pseudo_huber_is_linear_far_out_and_a_parabola_near_zero(name, seed):
     batch = draw(64)
     for wrong in (0.5, 0.005):
         net = lambda x, s, t, label: batch.image - batch.noise + wrong  # noqa: E731, B023
-        bent = OBJECTIVES[name](net, SPEC, batch, Options(huber=0.03)).each
+        bent = OBJECTIVES[name].loss(net, SPEC, batch, Options(huber=0.03)).each
         assert bent.mean().item() == pytest.approx(math.sqrt(wrong**2 + 0.03**2) - 0.03, rel=1e-3)
-        assert OBJECTIVES[name](net, SPEC, batch, OPTIONS).each.mean().item() == pytest.approx(wrong**2, rel=1e-3)
+        assert OBJECTIVES[name].loss(net, SPEC, batch, OPTIONS).each.mean().item() == pytest.approx(wrong**2, rel=1e-3)
 
 
 PICTURES = UNet(shape=(1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(8, 4), heads=2, classes=3)
@@ -139,8 +142,8 @@ def test_lpips_sees_where_the_line_ends(name, seed, fake_lpips):
     """A velocity off by d misses the picture by (1-t) d."""
     batch = pictures(16)
     net = lambda x, s, t, label: batch.image - batch.noise + 0.2  # noqa: E731
-    plain = OBJECTIVES[name](net, Spec(PICTURES), batch, OPTIONS)
-    losses = OBJECTIVES[name](net, Spec(PICTURES), batch, Options(lpips=3.0))
+    plain = OBJECTIVES[name].loss(net, Spec(PICTURES), batch, OPTIONS)
+    losses = OBJECTIVES[name].loss(net, Spec(PICTURES), batch, Options(lpips=3.0))
     torch.testing.assert_close(losses.each - plain.each, 3 * 0.2 * (1 - losses.t), rtol=1e-4, atol=1e-5)
 
 
@@ -163,17 +166,22 @@ def pictures(count: int, dtype: torch.dtype = torch.float32) -> Batch:
 
 
 def fitting(name: str) -> Spec:
-    network = replace(PICTURES, times=2 if name in TWO_TIMES else 1)
-    return Spec(network, prediction=PREDICTS.get(name, VELOCITY), null_label=True)
+    asked = OBJECTIVES[name]
+    return Spec(replace(PICTURES, times=1 + asked.two_times), asked.paths[0], asked.predicts, null_label=True)
+
+
+def options_of(name: str, **wanted: object) -> Options:
+    """Those that it reads."""
+    return Options(**{option: value for option, value in wanted.items() if option in OBJECTIVES[name].reads})
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_parts_of_a_batch_average_to_the_whole(name, seed):
     """Loss and gradient, so that processes and accumulation change nothing; in float64, where sums agree."""
-    options = Options(times="logit-normal", huber=0.03, guidance=2.0 if name in GUIDED else 1.0)
+    options = options_of(name, times="logit-normal", huber=0.03, guidance=2.0)
     spec, batch = fitting(name), pictures(16, torch.float64)
     net = random_network(spec.network, seed).double()
-    fits = objective(name, spec, options)
+    fits = objective(name, spec, options).loss
 
     def parts(count: int) -> tuple[Tensor, list[Tensor]]:
         net.zero_grad()
@@ -194,7 +202,7 @@ def test_a_nan_in_a_sample_is_a_nan_in_its_loss_alone(name, spoiled, seed):
     for sample in (0, 7):  # one on the diagonal or the jump, one beyond
         tensor = getattr(batch, spoiled).clone()
         tensor[sample, 0, 3, 3] = math.nan
-        losses = OBJECTIVES[name](
+        losses = OBJECTIVES[name].loss(
             random_network(spec.network, seed), spec, batch._replace(**{spoiled: tensor}), OPTIONS
         )
         assert losses.each.isnan().nonzero().flatten().tolist() == [sample], f"seed {seed}"
@@ -207,7 +215,7 @@ def test_bfloat16_changes_little(name, seed):
 
     def slope() -> Tensor:
         net.zero_grad()
-        losses = OBJECTIVES[name](net, spec, batch, options)
+        losses = OBJECTIVES[name].loss(net, spec, batch, options)
         assert losses.each.dtype == torch.float32
         losses.each.mean().backward()
         return torch.cat([weight.grad.flatten() for weight in net.parameters()])
@@ -255,6 +263,14 @@ REFUSED = {
     "unknown": ("sgd", Spec(PICTURES), {}, "objective is 'sgd'; expected one of cfm, ddpm"),
     "prediction": ("ddpm", Spec(PICTURES), {}, "prediction is 'velocity'; ddpm expected 'noise'"),
     "one time": ("lsd", Spec(PICTURES), {}, "times is 1; lsd expected a network with times=2"),
+    "velocity": ("cfm", Spec(PICTURES, "vp-linear"), {}, "path is 'vp-linear'; cfm expected 'linear'"),
+    "noise": (
+        "ddpm",
+        Spec(PICTURES, prediction=NOISE),
+        {},
+        "path is 'linear'; ddpm expected 'vp-cosine' or 'vp-linear'",
+    ),
+    "points": ("reflow", Spec(MLP()), {"lpips": 1.0}, "lpips is 1; expected 0: points are no pictures"),
     "path": ("consistency", Spec(PICTURES, "vp-cosine"), {}, "path is 'vp-cosine'; consistency expected 'linear'"),
     "guided": ("lsd", Spec(TOLD), {}, "guided is True; lsd expected"),
     "guidance elsewhere": ("cfm", Spec(PICTURES), {"guidance": 2.0}, "guidance is 2; expected 1: only MeanFlow"),
@@ -273,5 +289,29 @@ def test_what_cannot_be_learnt_is_refused(name, spec, changes, sentence):
         objective(name, spec, Options(**changes))
 
 
-def test_the_tables_name_objectives():
-    assert set(PREDICTS) | set(TWO_TIMES) | set(GUIDED) | set(STRAIGHT) <= set(OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_options_are_read_or_refused(name):
+    """Each option beside the default: one that an objective reads is taken."""
+    others = {"times": "u-shaped", "jump": 0.1, "huber": 3.0, "lpips": 1.0, "grid": 9, "diagonal": 0.5}
+    others |= {"guidance": 2.0, "adaptive": 0.5, "gap": 0.1, "learned_weight": True}
+    assert others.keys() | {"pooled"} == {field.name for field in fields(Options)}
+    for option, value in others.items():
+        if option in OBJECTIVES[name].reads | {"learned_weight"}:
+            assert objective(name, fitting(name), Options(**{option: value})) is OBJECTIVES[name]
+            continue
+        with pytest.raises(InvalidInput, match=rf"{option} is .*; expected .*: .*"):
+            objective(name, fitting(name), Options(**{option: value}))
+
+
+def test_every_option_has_a_reader():
+    read = frozenset.union(*(each.reads for each in OBJECTIVES.values()))
+    assert read | {"learned_weight"} == {field.name for field in fields(Options)}
+
+
+def test_pairs_and_data_are_not_mixed_up():
+    refuse_source("cfm", pairs=False)
+    refuse_source("lines", pairs=True)
+    with pytest.raises(InvalidInput, match="objective is 'naive'; expected one that learns from data: cfm, ddpm"):
+        refuse_source("naive", pairs=False)
+    with pytest.raises(InvalidInput, match="objective is 'lsd'; expected one that learns from a teacher's pairs: refl"):
+        refuse_source("lsd", pairs=True)

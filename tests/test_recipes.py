@@ -31,13 +31,16 @@ def command_of(name: str) -> str:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_recipe_on_all_data_that_its_objective_takes(name):
     from pyflow.training.beginnings import spec_of
-    from pyflow.training.objectives import TWO_TIMES, objective
+    from pyflow.training.objectives import OBJECTIVES, objective
 
     for data, size in PLACES:
         setting = recipe(name, data, size=size)
         classes = 0 if data == "checkerboard" else 10
         assert (setting.name, setting.objective, setting.data) == (name, name, data)
-        assert (setting.network.classes, setting.network.times) == (classes, 2 if name in TWO_TIMES else 1)
+        assert (setting.network.classes, setting.network.times) == (
+            classes,
+            2 if OBJECTIVES[name].two_times else 1,
+        )
         spec = spec_of(setting)
         objective(setting.objective, spec, setting.options)
         baked = name in STUDENTS or setting.options.guidance > 1

@@ -91,7 +91,7 @@ class Recorder(nn.Module):
 @pytest.mark.parametrize("name", ["cfm", "ddpm", "reflow", "grid", "lines", "naive"])
 def test_the_network_is_asked_at_the_state_of_its_time(seed, name, path):
     net, batch = Recorder(), draw_labelled(64)
-    losses = OBJECTIVES[name](net, Spec(SPEC.network, path, VELOCITY), batch, OPTIONS)
+    losses = OBJECTIVES[name].loss(net, Spec(SPEC.network, path, VELOCITY), batch, OPTIONS)
     assert torch.equal(net.s, net.t)
     assert torch.equal(losses.s, net.s)
     torch.testing.assert_close(net.x, PATHS[path].mix(batch.image, batch.noise, net.s[:, None]))
@@ -100,7 +100,7 @@ def test_the_network_is_asked_at_the_state_of_its_time(seed, name, path):
 
 def asked(name: str, count: int, options: Options = OPTIONS) -> Tensor:
     net = Recorder()
-    OBJECTIVES[name](net, SPEC, draw(count), options)
+    OBJECTIVES[name].loss(net, SPEC, draw(count), options)
     return net.s
 
 

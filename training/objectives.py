@@ -1,6 +1,8 @@
 """The objectives: one short function each, from a batch to a loss a sample. Labels come with their dropout applied."""
 
 from collections.abc import Callable
+from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from .pooling import pooled
 from .settings import Options
 from .times import draw_time
 
-Objective = Callable[[nn.Module, Spec, Batch, Options], Losses]
+Loss = Callable[[nn.Module, Spec, Batch, Options], Losses]
 
 
 def _regress(net: nn.Module, spec: Spec, batch: Batch, t: Tensor) -> Losses:
@@ -76,45 +78,85 @@ def grid(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     return _bent(net, spec, batch, (batch.coins[:, 0] * options.grid).floor() / options.grid, options)
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "cfm": cfm,
-    "ddpm": ddpm,
-    "reflow": reflow,
-    "grid": grid,
-    "lines": lines,
-    "naive": naive,
-    "meanflow": meanflow,
-    "improved-meanflow": improved_meanflow,
-    "lsd": lsd,
-    "psd-midpoint": psd_midpoint,
-    "psd-uniform": psd_uniform,
-    "esd": esd,
-    "consistency": consistency,
+class Objective(NamedTuple):
+    """A loss and what it asks: of the data, the network, the path; and the options that it reads."""
+
+    loss: Loss
+    reads: frozenset[str] = frozenset()  # learned_weight is the trainer's and fits all
+    predicts: str = VELOCITY
+    paths: tuple[str, ...] = ("linear",)  # a velocity has no limit at t=1 on the others
+    from_pairs: bool = False
+    two_times: bool = False
+    differentiates: bool = False  # the network, along a direction
+
+
+BEND = frozenset({"huber", "lpips"})
+MAP = frozenset({"times", "diagonal", "pooled"})
+MEAN = MAP | {"guidance", "adaptive"}
+# The recipe of consistency in the plane says pooled, as all of them do there; it pools nothing.
+OBJECTIVES = {
+    "cfm": Objective(cfm, frozenset({"times", "pooled"})),
+    "ddpm": Objective(ddpm, frozenset({"pooled"}), NOISE, ("vp-cosine", "vp-linear")),
+    "reflow": Objective(reflow, BEND | {"times", "jump"}, from_pairs=True),
+    "grid": Objective(grid, BEND | {"grid"}, from_pairs=True),
+    "lines": Objective(lines, predicts=IMAGE, from_pairs=True),
+    "naive": Objective(naive, predicts=IMAGE, from_pairs=True),
+    "meanflow": Objective(meanflow, MEAN, two_times=True, differentiates=True),
+    "improved-meanflow": Objective(improved_meanflow, MEAN, two_times=True, differentiates=True),
+    "lsd": Objective(lsd, MAP, two_times=True, differentiates=True),
+    "psd-midpoint": Objective(psd_midpoint, MAP, two_times=True),
+    "psd-uniform": Objective(psd_uniform, MAP, two_times=True),
+    "esd": Objective(esd, MAP, two_times=True, differentiates=True),
+    "consistency": Objective(consistency, frozenset({"times", "gap", "pooled"})),
 }
-# What their networks predict and the times that they take, where it is not anything.
-PREDICTS = {"ddpm": NOISE, "lines": IMAGE, "naive": IMAGE}
-DIFFERENTIATING = ("meanflow", "improved-meanflow", "lsd", "esd")  # their networks, along a direction
-TWO_TIMES = ("meanflow", "improved-meanflow", "lsd", "psd-midpoint", "psd-uniform", "esd")
-GUIDED = ("meanflow", "improved-meanflow")
-STRAIGHT = ("consistency", "lines", "naive", "grid", "reflow")
+
+
+def _known(name: str) -> Objective:
+    if name not in OBJECTIVES:
+        raise InvalidInput(f"objective is {name!r}; expected one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def refuse_source(name: str, pairs: bool) -> None:
+    """Refuse an objective of pairs for data, and one of data for pairs."""
+    if _known(name).from_pairs != pairs:
+        others = ", ".join(other for other, each in OBJECTIVES.items() if each.from_pairs == pairs)
+        source = "a teacher's pairs" if pairs else "data"
+        raise InvalidInput(f"objective is {name!r}; expected one that learns from {source}: {others}")
 
 
 def objective(name: str, spec: Spec, options: Options) -> Objective:
-    """An objective by name, refused where the network cannot learn it."""
-    guided = spec.network.guided
-    two, predicts = name in TWO_TIMES, PREDICTS.get(name, VELOCITY)
+    """An objective by name, refused where the network cannot learn it, or does not read an option that is set."""
+    asked, network = _known(name), spec.network
+    guides, paths = "guidance" in asked.reads, " or ".join(map(repr, asked.paths))
     for fits, sentence in (
-        (name in OBJECTIVES, f"objective is {name!r}; expected one of {', '.join(OBJECTIVES)}"),
-        (spec.prediction == predicts, f"prediction is {spec.prediction!r}; {name} expected {predicts!r}"),
-        (not two or spec.network.times == 2, f"times is {spec.network.times}; {name} expected a network with times=2"),
-        (name not in STRAIGHT or spec.path == "linear", f"path is {spec.path!r}; {name} expected 'linear'"),
-        (not guided or name in GUIDED, f"guided is {guided}; {name} expected a network that is told no guidance"),
+        (spec.prediction == asked.predicts, f"prediction is {spec.prediction!r}; {name} expected {asked.predicts!r}"),
         (
-            options.guidance == 1 or (name in GUIDED and spec.network.classes > 0),
+            not asked.two_times or network.times == 2,
+            f"times is {network.times}; {name} expected a network with times=2",
+        ),
+        (spec.path in asked.paths, f"path is {spec.path!r}; {name} expected {paths}"),
+        (
+            not network.guided or guides,
+            f"guided is {network.guided}; {name} expected a network that is told no guidance",
+        ),
+        (
+            options.guidance == 1 or (guides and network.classes > 0),
             f"guidance is {options.guidance:g}; expected 1: only MeanFlow on labelled data has guidance in its target",
         ),
-        (not options.pooled or spec.network.classes == 0, "pooled is True; expected False: pools know no classes"),
+        (not options.pooled or network.classes == 0, "pooled is True; expected False: pools know no classes"),
+        (
+            not options.lpips or len(network.shape) == 3,
+            f"lpips is {options.lpips:g}; expected 0: points are no pictures",
+        ),
     ):
         if not fits:
             raise InvalidInput(sentence)
-    return OBJECTIVES[name]
+    for option in fields(Options):
+        value = getattr(options, option.name)
+        if value != option.default and option.name not in asked.reads | {"learned_weight"}:
+            raise InvalidInput(
+                f"{option.name} is {value!r}; expected {option.default!r}: {name} does not read it, "
+                f"but {', '.join(sorted(asked.reads)) or 'no option'}"
+            )
+    return asked

@@ -22,7 +22,7 @@ from .batch import Batch, Draw, drop_labels
 from .classifier import Classifier
 from .distributed import World, forked, join
 from .fields import to_yaml
-from .objectives import DIFFERENTIATING, objective
+from .objectives import OBJECTIVES, objective
 from .optimizers import optimizers, rate, set_rate
 from .resume import Run, restore, save
 from .settings import Recipe
@@ -54,7 +54,7 @@ def train(
     log beside the folder is given signs of health and samples, which change nothing; `judge`, a classifier of the data,
     lends its features to the distance. `logs` are tensorboard and wandb. Under torchrun the processes share each batch.
     """
-    loss_each = objective(recipe.objective, spec, recipe.options)
+    loss_each = objective(recipe.objective, spec, recipe.options).loss
     logging.refuse_missing(logs)
     _refuse_another_run(spec, folder)
     world = join(device)
@@ -65,6 +65,7 @@ def train(
     world.refuse_apart(done, folder)
     if done == recipe.steps:
         return False
+    _refuse_strangers(run, folder)
     trained, texts = run.trained, {RECIPE: to_yaml(recipe)}
 
     def loss_of(batch: Batch) -> Tensor:
@@ -123,7 +124,7 @@ def train(
 def _begin(recipe: Recipe, spec: Spec, start: nn.Module | None, device: torch.device) -> Run:
     """The network before its first step, and all that goes with it."""
     net = fresh(spec.network, start).train()
-    differentiates = recipe.objective in DIFFERENTIATING
+    differentiates = OBJECTIVES[recipe.objective].differentiates
     # Convolutions are faster with their channels last, but torch's derivative of a group norm along a direction fails.
     layout = torch.contiguous_format if differentiates else torch.channels_last
     net.to(device, memory_format=layout)  # type: ignore[call-overload]  # missing in its stub
@@ -167,6 +168,8 @@ def provenance(recipe: Recipe) -> dict[str, object]:
 
 
 def _refuse_another_run(spec: Spec, folder: Path) -> None:
+    if folder.resolve() == Path.cwd():
+        raise InvalidInput(f"{folder} is where this runs, and each save takes its place; expected a folder in it")
     if checkpoint.is_checkpoint(folder):
         if checkpoint.load_spec(folder) != spec:
             raise InvalidInput(
@@ -175,6 +178,19 @@ def _refuse_another_run(spec: Spec, folder: Path) -> None:
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is no checkpoint; expected one of the same run, or a name that is free")
+
+
+def _refuse_strangers(run: Run, folder: Path) -> None:
+    """What the first save would refuse to delete."""
+    own = {RECIPE, checkpoint.SPEC, checkpoint.WEIGHTS, checkpoint.STATE}
+    for other in run.averages[1:]:
+        own |= {other.folder, *(f"{other.folder}/{name}" for name in (checkpoint.SPEC, checkpoint.WEIGHTS))}
+    strangers = sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*")} - own)
+    if strangers:
+        raise InvalidInput(
+            f"{folder} holds {', '.join(strangers[:3])}, which a save would delete; move that away, or name another "
+            "folder"
+        )
 
 
 def _refuse_uneven(recipe: Recipe, world: World) -> None:
