@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from tiny_runs import (
 )
 
 from pyflow import artefact, checkpoint
-from pyflow.errors import InvalidArtefact
+from pyflow.errors import InvalidArtefact, InvalidInput
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
@@ -39,6 +40,29 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, rng, 
         assert run(folder, setting, save_every=int(rng.integers(1, 9)))
         assert whole(folder) == expected, f"stopped at step {at}"
         assert (folder / checkpoint.WEIGHTS).read_bytes() == (tmp_path / "whole" / checkpoint.WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "half-life-0.3/notes.txt", "others/notes.txt", "empty"])
+def test_what_a_save_would_delete_is_noticed_before_the_first_step(tmp_path, stranger):
+    setting, folder = SETTINGS["half-lives"], tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(folder, setting, interrupted(data(setting), 5))
+    path = folder / stranger
+    if path.suffix:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    else:
+        path.mkdir()
+    with pytest.raises(InvalidInput, match=f"holds {stranger.partition('/')[0]}.*which a save would delete"):
+        run(folder, setting, interrupted(data(setting), 0))
+    assert path.exists()
+
+
+def test_the_folder_where_the_command_runs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="is where this runs, and each save takes its place; expected a folder in"):
+        run(Path())
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_compared_is_all_that_a_run_leaves(tmp_path):
