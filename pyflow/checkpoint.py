@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -99,7 +100,10 @@ def load_state(folder: Path) -> dict[str, Tensor]:
 
 
 def weights_sha256(folder: Path) -> str:
-    return _record(folder, SPEC)["sha256"][WEIGHTS]
+    hashes = _record(folder, SPEC)["sha256"]
+    if not isinstance(hashes.get(WEIGHTS), str):
+        raise InvalidArtefact(f"{Path(folder) / SPEC} has no hash of {WEIGHTS}; it is incomplete, make it again")
+    return hashes[WEIGHTS]
 
 
 def save_arrays(
@@ -120,6 +124,14 @@ def _write(
         (folder / name).write_bytes(content)
         hashes[name] = sha256(content)
     (folder / record_name).write_bytes(json_bytes({**record, "sha256": hashes}))
+
+
+def load_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that others wrote, which has no record here."""
+    try:
+        return load_tensors(path.read_bytes())
+    except SafetensorError as error:
+        raise InvalidArtefact(f"{path} is no safetensors file ({error}); make it again") from error
 
 
 def load_arrays(folder: Path, record_name: str, name: str) -> dict[str, Tensor]:

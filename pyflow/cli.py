@@ -30,6 +30,9 @@ PICTURE_SUFFIXES, SCALE_LIMIT = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif
 
 def _train(arguments: argparse.Namespace) -> None:
     changes, settings = flags.changes(arguments), flags.settings(arguments)
+    if arguments.recipe == CLASSIFIER:
+        _train_judge(arguments, changes | flags.beside(arguments))
+        return
     if arguments.print_config:
         of_recipe: dict[str, Any] = {"size": arguments.size, "file": arguments.config, "known": TEACHERS}
         print(to_yaml(recipe(arguments.recipe, arguments.data, **of_recipe, **changes)), end="")
@@ -37,13 +40,16 @@ def _train(arguments: argparse.Namespace) -> None:
     from . import commands
 
     out = _expected(arguments, "out", "the checkpoint's folder")
-    if arguments.recipe == CLASSIFIER:
-        asked = {name: getattr(arguments, name) for name in ("size", "config", "start", "judge")}
-        changes |= {name: value for name, value in asked.items() if value}
-        made = commands.train_judge(out, arguments.data or "digits", **changes)
-    else:
-        settings["start"] = arguments.start
-        made = commands.train_teacher(arguments.recipe, arguments.data, out, **settings, **changes)
+    settings["start"] = arguments.start
+    made = commands.train_teacher(arguments.recipe, arguments.data, out, **settings, **changes)
+    _say_once(f"{'trained' if made else 'was finished already'}: {out}")
+
+
+def _train_judge(arguments: argparse.Namespace, changes: dict[str, Any]) -> None:
+    from . import commands
+
+    out = _expected(arguments, "out", "the classifier's folder")
+    made = commands.train_judge(out, arguments.data or "digits", **changes)
     _say_once(f"{'trained' if made else 'was finished already'}: {out}")
 
 

@@ -25,14 +25,12 @@ from .training import classifier
 from .training import pairs as pairs_files
 from .training.batch import Draw, endless, paired, unpaired
 from .training.beginnings import begin, spec_of
-from .training.data import LAWS, Dataset, load_dataset
+from .training.data import LAWS, Dataset, load_dataset, name_of
 from .training.distributed import join
 from .training.objectives import refuse_source
 from .training.pairs import PairsSpec
 from .training.recipes import STUDENTS, TEACHERS, Recipe, recipe
 from .training.trainer import train
-
-JUDGE_FIELDS = ("steps", "batch", "seed")
 
 
 def train_teacher(
@@ -89,18 +87,22 @@ def _train(
 
 
 def train_judge(folder: Path, data: str, **changes: Any) -> bool:
-    """Train the classifier that judges pictures of a data set; False when the folder holds one already.
+    """Train the classifier that judges pictures of a data set; False when the folder holds that one already.
 
-    `changes` are of its steps, batch and seed.
+    `changes` are of its steps, batch and seed; a finished one is held to those that are named.
     """
     for name, value in changes.items():
-        if name not in JUDGE_FIELDS or not isinstance(value, int) or value < (name != "seed"):
+        if name not in classifier.SETTING or not isinstance(value, int) or value < (name != "seed"):
             raise InvalidInput(
-                f"{name} is {value} for a classifier; expected only {', '.join(JUDGE_FIELDS)}, 1 or more"
+                f"{name} is {value} for a classifier; expected only {', '.join(classifier.SETTING)}, 1 or more"
             )
     if classifier.is_classifier(folder):
+        classifier.refuse_another(folder, {"data": name_of(data), **changes})
         return False
-    classifier.train(folder, load_dataset(data), **changes)
+    shown = load_dataset(data)
+    if len(shown.shape) != 3 or shown.classes < 2:
+        raise InvalidInput(f"data is {data!r}; a classifier expected pictures of two classes or more")
+    classifier.train(folder, shown, **changes)
     return True
 
 
@@ -202,7 +204,10 @@ def student(
         points = len(made.shape) == 1
         base = {"network": MLP(made.shape)} if points else {"network.shape": made.shape}
         base["network.classes"] = made.classes
-    return recipe(name, data, size=size, file=config, base=base, known=STUDENTS, **changes)
+    setting = recipe(name, data, size=size, file=config, base=base, known=STUDENTS, **changes)
+    if setting.flip:
+        raise InvalidInput("flip is True; expected False: noise and picture of a pair belong together")
+    return setting
 
 
 def export_engine(
@@ -248,8 +253,9 @@ def bake(source: Path, folder: Path, guidance: float) -> None:
     if folder.resolve() == source.resolve():
         raise InvalidInput(f"--out is {str(folder)!r}, the guided checkpoint; expected another folder, that is kept")
     model, spec = checkpoint.load(source)
-    largest = spec.provenance.get("options", {}).get("guidance")
-    if spec.network.guided and largest is not None and not 1 <= guidance <= largest:
+    options = spec.provenance.get("options")
+    largest = options.get("guidance") if isinstance(options, dict) else None
+    if spec.network.guided and isinstance(largest, (int, float)) and not 1 <= guidance <= largest:
         raise InvalidInput(
             f"guidance is {guidance:g}; expected 1 to {largest:g}, which the network was told in training"
         )

@@ -37,6 +37,13 @@ def changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: typed(name, said[name]) for name in FIELDS if name not in NAMED_OTHERWISE and said[name] is not None}
 
 
+def beside(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said that is no field of the recipe, and is not what stands there where nothing is said."""
+    silent = {"device": "cpu", "watch": 500, "logs": "", "print_config": False}
+    named = {name: getattr(arguments, name) for name in ("size", "config", "start", "judge", *silent)}
+    return {name: value for name, value in named.items() if value != silent.get(name)}
+
+
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said beside the recipe's fields."""
     named = {name: getattr(arguments, name) for name in ("size", "config", "device", "watch", "judge")}

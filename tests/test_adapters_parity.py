@@ -340,6 +340,25 @@ def test_what_is_no_teacher_is_refused(ddpm_folder, tmp_path):
         load_teacher(folder, clip_sample=False)
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("unet/config.json", {"block_out_channels": [16, 32]}),
+        ("unet/config.json", {"down_block_types": ["Foo", "Bar"]}),
+        ("unet/config.json", {"norm_num_groups": 7}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "foo"}),
+        ("model_index.json", {"unet": ["diffusers", "Foo"]}),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit_is_one_sentence(ddpm_folder, tmp_path, file, change, capsys):
+    folder = shutil.copytree(ddpm_folder, tmp_path / "misfit")
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | change))
+    assert main(["sample", str(folder), "--out", str(tmp_path / "x.png"), "--count", "1"]) == 2
+    assert "is no pipeline that diffusers opens (" in capsys.readouterr().err
+
+
 def test_a_teacher_is_told_apart_by_its_schedule(ddpm_folder, tmp_path):
     folder = shutil.copytree(ddpm_folder, tmp_path / "other")
     config = folder / "scheduler" / "scheduler_config.json"

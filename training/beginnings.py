@@ -25,6 +25,8 @@ def spec_of(setting: Recipe, **origin: Any) -> Spec:
         raise InvalidInput(f"network.extra is {extra}; expected 0: these recipes have nothing to give it there")
     if setting.flip and len(network.shape) == 1:
         raise InvalidInput("flip is True; expected False: points have no mirror image")
+    if setting.options.lpips > 0 and len(network.shape) == 1:
+        raise InvalidInput(f"lpips is {setting.options.lpips:g}; expected 0: points are no pictures to look at")
     nothing = setting.label_dropout > 0 and network.classes > 0
     if setting.options.guidance > 1 and not nothing:
         raise InvalidInput(

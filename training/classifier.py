@@ -1,7 +1,8 @@
 """A small classifier of a data set: the feature extractor of this project's distances, and the judge of labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from .data import Dataset, values
 
 FEATURES = 48
 RECORD, WEIGHTS = "classifier.json", "weights.safetensors"
+SETTING = {"steps": 250, "batch": 128, "seed": 0}
 
 
 class Classifier(nn.Module):
@@ -39,7 +41,9 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
-def train_classifier(data: Dataset, steps: int = 250, batch: int = 128, seed: int = 0) -> Classifier:
+def train_classifier(
+    data: Dataset, steps: int = SETTING["steps"], batch: int = SETTING["batch"], seed: int = SETTING["seed"]
+) -> Classifier:
     """Train on pictures shifted by up to a pixel, with label smoothing; the loss ends near its floor in seconds."""
     torch.manual_seed(seed)
     net = Classifier(data.shape, data.classes)
@@ -74,8 +78,19 @@ def is_classifier(folder: Path) -> bool:
 
 def train(folder: Path, data: Dataset, **setting: int) -> None:
     """Publish a classifier of `data` in `folder`; `setting` is `train_classifier`'s."""
-    record = {"format": checkpoint.FORMAT, "data": data.name}
+    record = {"format": checkpoint.FORMAT, "data": data.name, **SETTING, **setting}
     checkpoint.save_arrays(folder, RECORD, record, {WEIGHTS: train_classifier(data, **setting).state_dict()})
+
+
+def refuse_another(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a classifier whose record tells another data set or setting than what was asked for."""
+    record = read_json(folder / RECORD)
+    told = record if isinstance(record, dict) else {}
+    changed = [f"{name} {told[name]!r}" for name, value in asked.items() if name in told and told[name] != value]
+    if changed:
+        raise InvalidInput(
+            f"{folder} holds another classifier ({', '.join(changed)}); name another folder or remove it"
+        )
 
 
 def load(folder: Path, data: Dataset) -> Classifier:

@@ -228,14 +228,27 @@ LAWS: dict[str, Callable[[int], Tensor]] = {"checkerboard": checkerboard_points}
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits, "checkerboard": checkerboard, "cifar10": cifar10}
 
 
+def name_of(data: str) -> str:
+    """What stands in records: a known name, or that of a folder, wherever it lies."""
+    return data if data in DATASETS else _folder(data).resolve().name
+
+
+def _folder(data: str) -> Path:
+    folder = Path(data)
+    if not folder.is_dir():
+        raise InvalidInput(
+            f"data is {data!r}; expected one of {', '.join(DATASETS)}, or a folder of parquet files or pictures that "
+            "is there: --data FOLDER"
+        )
+    name = folder.resolve().name
+    if name in DATASETS:
+        raise InvalidInput(f"data is {data!r}, and {name} means pyflow's own; expected another name: rename the folder")
+    return folder
+
+
 def load_dataset(name: str, part: str = "train") -> Dataset:
     """A data set by its name, or the one in a folder of parquet files or of pictures."""
     if name in DATASETS:
         return DATASETS[name](part)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise InvalidInput(
-            f"data is {name!r}; expected one of {', '.join(DATASETS)}, or a folder of parquet files or pictures that "
-            "is there"
-        )
+    folder = _folder(name)
     return parquet(folder, part) if any(folder.glob("*.parquet")) else picture_folder(folder, part)

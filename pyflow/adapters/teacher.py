@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import core, native
 from ..artefact import json_bytes, sha256
 from ..engines.runner import Request
-from ..errors import BackendUnavailable, InvalidArtefact, InvalidInput
+from ..errors import BackendUnavailable, InvalidArtefact, InvalidInput, PyflowError
 from ..native import Samples
 from ..sampler import Flow
 from ..spec import Spec, UNet
@@ -196,7 +196,14 @@ def load_teacher(folder: str | Path, clip_sample: bool | None = None, threads: i
         raise BackendUnavailable(f"device is 'cuda' and torch {torch.__version__} sees no GPU; expected one, or cpu")
     if threads:
         torch.set_num_threads(threads)
-    pipeline = DDIMPipeline.from_pretrained(folder, **safe_arguments(folder, {}), local_files_only=True)
+    arguments = safe_arguments(folder, {})
+    try:
+        pipeline = DDIMPipeline.from_pretrained(folder, **arguments, local_files_only=True)
+    except PyflowError:
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError) as error:  # diffusers' own
+        told = " ".join(str(error).split())
+        raise InvalidArtefact(f"{folder} is no pipeline that diffusers opens ({told}); download it again") from error
     if not isinstance(pipeline.unet, UNet2DModel):
         raise InvalidInput(f"{folder} holds a {type(pipeline.unet).__name__}; expected a UNet2DModel")
     told = {} if clip_sample is None else {"clip_sample": clip_sample}
