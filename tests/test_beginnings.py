@@ -33,6 +33,15 @@ def pairs_of(folder, shape=(2,), classes=3, count=8):
     return folder
 
 
+def test_the_objective_is_one_for_what_it_learns_from(tmp_path):
+    with pytest.raises(InvalidInput, match="objective is 'reflow'; expected one that learns from data: cfm"):
+        commands.train_teacher("cfm", "checkerboard", tmp_path / "t", objective="reflow", **QUICK)
+    teacher = save(tmp_path / "teacher", Spec(POINTS, provenance={"data": "dots"}))
+    with pytest.raises(InvalidInput, match="objective is 'cfm'; expected one that learns from a teacher's pairs: refl"):
+        commands.distil("reflow", teacher, pairs_of(tmp_path / "p"), tmp_path / "s", objective="cfm", **QUICK)
+    assert {path.name for path in tmp_path.iterdir()} == {"teacher", "p"}
+
+
 @pytest.mark.parametrize("one_time", [POINTS, UNET], ids=["points", "pictures"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_a_network_that_takes_more_begins_with_what_the_other_says(one_time, guided, tmp_path, rng):

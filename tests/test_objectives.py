@@ -25,7 +25,10 @@ from exact import (
 from pyflow.training import objectives, perceptual
 from pyflow.training.batch import Batch, drop_labels
 from pyflow.training.objectives import OBJECTIVES, objective, refuse_source
+from pyflow.training.recipes import recipe
 from pyflow.training.settings import TIMES, Options
+from pyflow.training.trainer import train
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from pyflow.core import IMAGE, NOISE, PATHS, VELOCITY, Path
@@ -118,23 +121,24 @@ PICTURES = UNet(shape=(1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, atten
 class FakeLPIPS(nn.Module):
     """Stands for the package, which is not installed here: the largest distance of a picture, of colours only."""
 
-    def __init__(self, net: str, verbose: bool) -> None:
+    def __init__(self, net: str, pretrained: bool, pnet_rand: bool, verbose: bool) -> None:
         super().__init__()
-        assert net == "vgg"
+        assert (net, pretrained, pnet_rand) == ("vgg", False, True), "the package would load pickles"
+        self.scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, images: Tensor, others: Tensor) -> Tensor:
         assert images.shape[1:] == others.shape[1:] == (3, 8, 8)
-        return (images - others).abs().amax((1, 2, 3), keepdim=True)
+        return self.scale * (images - others).abs().amax((1, 2, 3), keepdim=True)
 
 
 @pytest.fixture
-def fake_lpips(monkeypatch):
+def fake_lpips(monkeypatch, tmp_path):
     fake = ModuleType("lpips")
     fake.LPIPS = FakeLPIPS
     monkeypatch.setitem(sys.modules, "lpips", fake)
-    perceptual._lpips.cache_clear()
-    yield fake
-    perceptual._lpips.cache_clear()
+    monkeypatch.setattr(perceptual, "_loaded", {})
+    (tmp_path / "lpips").write_bytes(save_tensors({"scale": torch.ones(())}))
+    monkeypatch.setenv("PYFLOW_LPIPS", str(tmp_path / "lpips"))
 
 
 @pytest.mark.parametrize("name", ["reflow", "grid"])
@@ -147,16 +151,30 @@ def test_lpips_sees_where_the_line_ends(name, seed, fake_lpips):
     torch.testing.assert_close(losses.each - plain.each, 3 * 0.2 * (1 - losses.t), rtol=1e-4, atol=1e-5)
 
 
-def test_lpips_without_its_package_or_weights_says_so(fake_lpips, monkeypatch):
-    def unreachable(net: str, verbose: bool) -> nn.Module:
-        raise OSError("no route to host")
+def test_lpips_in_a_compiled_loss(seed, fake_lpips):
+    perceptual.load(torch.device("cpu"))
+    made = torch.compile(perceptual.lpips_distance, fullgraph=True, backend="eager")
+    images, others = torch.randn(2, 4, 3, 8, 8)
+    assert torch.equal(made(images, others), perceptual.lpips_distance(images, others))
 
-    fake_lpips.LPIPS = unreachable
-    with pytest.raises(BackendUnavailable, match=r"weights of torchvision's VGG16.*no route to host.*set lpips to 0"):
-        perceptual.lpips_distance(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+
+@pytest.mark.parametrize(
+    "content", [None, b"no tensors", save_tensors({"other": torch.ones(())})], ids=["none", "torn", "others"]
+)
+def test_lpips_without_its_weights_says_how_to_make_them(fake_lpips, tmp_path, content):
+    (tmp_path / "lpips").unlink()
+    if content is not None:
+        (tmp_path / "lpips").write_bytes(content)
+    with pytest.raises(BackendUnavailable, match=r"PYFLOW_LPIPS to name a safetensors file .*loads no pickle.*or set"):
+        perceptual.load(torch.device("cpu"))
+
+
+def test_lpips_without_its_package_is_refused_before_anything_is_written(fake_lpips, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(BackendUnavailable, match="needs the packages lpips and torchvision"):
-        perceptual.lpips_distance(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8))
+    setting = recipe("reflow", "digits", compile=True, lpips=1.0)
+    with pytest.raises(BackendUnavailable, match=r"needs the packages lpips and torchvision .*or set lpips to 0"):
+        train(setting, Spec(setting.network), pictures, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["lpips"]
 
 
 # ---- what holds for all

@@ -226,6 +226,41 @@ def test_every_flow_map_trains_a_unet_with_attention(tmp_path, objective, precis
     assert checkpoint.load_state(tmp_path / "run")["net.leave.weight"].abs().max() > 0
 
 
+DDPM = replace(RECIPE, objective="ddpm", path="vp-cosine", prediction="noise")
+REFUSED = {
+    "solver": (replace(DDPM, solver="ab2"), {}, "prediction is 'noise'; ab2 expected velocity"),
+    "path": (replace(DDPM, path="linear"), {}, "path is 'linear'; ddpm expected 'vp-cosine' or 'vp-linear'"),
+    "watch": (RECIPE, {"watch": -5}, "watch is -5; expected 0 .never. or more steps"),
+    "diagonal": (replace(MAP, accumulate=2), {}, "batch is 4; expected a multiple of 8, so that diagonal=0.75 of each"),
+    "jump": (
+        replace(SETTINGS["reflow"], batch=6, accumulate=2),
+        {},
+        "batch is 6; expected a multiple of 4, so that jump=0.5",
+    ),
+    "one sample": (
+        replace(MAP, batch=1),
+        {},
+        "batch is 1; expected a multiple of 4, so that diagonal=0.75 of each",
+    ),
+}
+
+
+@pytest.mark.parametrize(("setting", "arguments", "sentence"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_run_is_refused_before_training(tmp_path, setting, arguments, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        run(tmp_path / "run", setting, interrupted(data(setting), 0), **arguments)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_the_parts_of_an_even_batch_have_the_share_of_the_whole(count, rng):
+    share = float(rng.integers(1, 100)) / 100
+    whole = Batch(*torch.rand(4, 100 * count, 1))
+    shares = [whole.part(index, count).share(share) for index in range(count)]
+    assert shares == [round(share * 100)] * count
+    assert whole.share(share) == sum(shares), share
+
+
 def test_the_wrong_device_processes_or_folder_is_refused_before_training(tmp_path):
     for device in ("tpu", "cpu:x", "mps"):
         with pytest.raises(InvalidInput, match=f"device is '{device}'; expected cpu or cuda"):

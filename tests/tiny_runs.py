@@ -35,8 +35,8 @@ SETTINGS = {
 
 
 def spec_of(setting: Recipe) -> Spec:
-    path, prediction = setting.path, setting.prediction
-    return Spec(setting.network, path, prediction, null_label=True, provenance=provenance(setting))
+    convention = setting.path, setting.prediction, setting.solver
+    return Spec(setting.network, *convention, null_label=True, provenance=provenance(setting))
 
 
 def data(setting: Recipe):

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
     def share(self, share: float) -> int:
         """How many samples are this share of the batch: its first ones, so that parts of it agree with the whole."""
-        return int(share * len(self.label))
+        return int(round(share * len(self.label), 6))  # .29 of 100 is 29
 
     def cut(self, share: float) -> tuple["Batch", "Batch"]:
         """The first share of the batch, and the rest."""

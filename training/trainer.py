@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -12,11 +13,13 @@ from tqdm import tqdm
 
 from pyflow import checkpoint
 from pyflow.artefact import sweep
+from pyflow.core import uniform_grid
 from pyflow.errors import InvalidInput, NotFinite
 from pyflow.models import fresh
 from pyflow.spec import Spec
 
 from . import logs as logging
+from . import perceptual
 from .averages import averages
 from .batch import Batch, Draw, drop_labels
 from .classifier import Classifier
@@ -55,10 +58,15 @@ def train(
     lends its features to the distance. `logs` are tensorboard and wandb. Under torchrun the processes share each batch.
     """
     loss_each = objective(recipe.objective, spec, recipe.options).loss
+    spec.plan(uniform_grid(2))  # refused here where the solver cannot sample what is trained
+    if watch < 0:
+        raise InvalidInput(f"watch is {watch}; expected 0 (never) or more steps")
     logging.refuse_missing(logs)
     _refuse_another_run(spec, folder)
     world = join(device)
     _refuse_uneven(recipe, world)
+    if recipe.options.lpips:
+        perceptual.load(world.device)
     torch.manual_seed(recipe.seed)
     run = _begin(recipe, spec, start, world.device)
     done = restore(run, folder)
@@ -199,3 +207,12 @@ def _refuse_uneven(recipe: Recipe, world: World) -> None:
             f"batch is {recipe.batch}; expected a multiple of {world.size} processes times accumulate="
             f"{recipe.accumulate}"
         )
+    parts, reads = world.size * recipe.accumulate, OBJECTIVES[recipe.objective].reads
+    for name in {"diagonal", "jump"} & reads:
+        share = getattr(recipe.options, name)
+        whole = Fraction(repr(share)).denominator  # the smallest batch of which this share is whole
+        if (parts > 1 and recipe.batch % (parts * whole)) or 0 < share * recipe.batch < 1:
+            raise InvalidInput(
+                f"batch is {recipe.batch}; expected a multiple of {parts * whole}, so that {name}={share:g} of each of "
+                f"{parts} parts is the same whole number of samples"
+            )
