@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pyflow.errors import InvalidInput
-from pyflow.spec import MLP, UNet
+from pyflow.spec import MLP, Network, UNet
 
 from .fields import NETWORK, changed, read_yaml
 from .settings import Options, Recipe
@@ -21,6 +21,7 @@ UNET_DIGITS = UNet(shape=(1, 16, 16), channels=24, multipliers=(1, 2, 2), blocks
 MLP_2D = MLP(shape=(2,), width=256, depth=4)
 
 SIZES = {"1m": UNET_1M, "9m": UNET_9M, "36m": UNET_36M}
+WIDTHS = ("channels", "multipliers", "blocks")
 # What a GPU adds: half-lives of 3 and 5% of the run, both kept, and the first one published.
 ON_GPU: dict[str, Any] = {"half_lives": (0.03, 0.05), "flip": True, "precision": "bf16", "compile": True}
 
@@ -165,7 +166,7 @@ def recipe(
 ) -> Recipe:
     """A recipe by name. Over its own fields go those of `base`, then those of a YAML file, then `changes`.
 
-    Without `data` it is the file's, or the digits.
+    Without `data` it is the file's, or the digits; without `size` that of the network in `base`, or 1m.
     """
     if name not in known:
         raise InvalidInput(f"recipe is {name!r}; expected one of {', '.join(known)}")
@@ -174,8 +175,17 @@ def recipe(
         raise InvalidInput(f"{file} is a recipe of {written['name']!r}; expected one of {name!r}: name that instead")
     data = data or written.get("data", "digits")
     _refuse_size(size, data, any(field.startswith(f"{NETWORK}.") for field in written))
-    setting = known[name](data, size or "1m")
+    taught = (base or {}).get(NETWORK)  # a teacher's
+    own = None if taught is None else _size_of(taught)
+    if taught is not None and size not in (None, own):
+        raise InvalidInput(f"size is {size!r}; expected {own or 'none'}: the network is the teacher's")
+    setting = known[name](data, size or own or "1m")
     return changed(setting, {**(base or {}), **written, **changes, "data": data})
+
+
+def _size_of(network: Network) -> str | None:
+    widths = [getattr(network, name, None) for name in WIDTHS]
+    return next((size for size, one in SIZES.items() if [getattr(one, name) for name in WIDTHS] == widths), None)
 
 
 def _refuse_size(size: str | None, data: str, written: bool) -> None:
