@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint, commands
+from . import checkpoint, commands, native
 from .core import PATHS
 from .errors import InvalidInput
 from .latency import calls
@@ -25,6 +25,7 @@ from .sampler import Flow
 from .timing import interleave, machine
 from .training import pairs as pairs_files
 from .training.data import LAWS
+from .training.recipes import recipe
 
 TIMES = tuple(index / 10 for index in range(11))  # of the error's curve
 # Where noise is predicted, an error at t=0 comes into the image divided by alpha(0): 150 times with linear betas, 640
@@ -40,6 +41,7 @@ TRAJECTORIES = 4
 
 def run(setting: Setting, folder: Path, report_folder: Path) -> Found:
     started = time.perf_counter()
+    _refuse_misfits(setting)
     judge = _judge(setting, folder)
     flows = _made(setting, folder, judge)
     held_out, _ = pairs_files.load(folder / "held-out")
@@ -59,9 +61,20 @@ def run(setting: Setting, folder: Path, report_folder: Path) -> Found:
     return found
 
 
-def _judge(setting: Setting, folder: Path) -> Judge:
+def _refuse_misfits(setting: Setting) -> None:
+    """What a later stage would refuse."""
     if setting.data in LAWS:
         raise InvalidInput(f"data is {setting.data!r}, points; this study expected pictures that have classes")
+    recipe("ddpm", setting.data, size=setting.size, **_of_teacher(setting))
+    for name in (LINES, NAIVE):
+        recipe(name, setting.data, size=setting.size, **setting.changes)
+
+
+def _of_teacher(setting: Setting) -> dict[str, Any]:
+    return {"path": TEACHER_PATH, **setting.changes}
+
+
+def _judge(setting: Setting, folder: Path) -> Judge:
     _say("classifier", commands.train_judge(folder / "classifier", setting.data), folder / "classifier")
     return Judge.of(folder / "classifier", setting.data)
 
@@ -69,7 +82,7 @@ def _judge(setting: Setting, folder: Path) -> Judge:
 def _made(setting: Setting, folder: Path, judge: Judge) -> dict[str, Flow]:
     """Train and export what is missing; a flow a method."""
     teacher, device, changes = folder / TEACHER, setting.device, setting.changes
-    own = {"path": TEACHER_PATH, **changes}
+    own = _of_teacher(setting)
     made = commands.train_teacher("ddpm", setting.data, teacher, size=setting.size, device=device, **own)
     _say(TEACHER, made, teacher)
     judge.refuse_misfit(checkpoint.load_spec(teacher))
@@ -166,11 +179,7 @@ def _trajectory(nets: Mapping[str, nn.Module], held_out: Sequence[Tensor]) -> di
     few = [tensor[:TRAJECTORIES] for tensor in held_out]
     told = {name: [_told(net, few, t)[1] for t in MOMENTS] for name, net in nets.items()}
     told[STATE] = [_told(nets[LINES], few, t)[0] for t in MOMENTS]
-    return {name: _uint8(torch.stack(images, 1)) for name, images in told.items()}
-
-
-def _uint8(values: Tensor) -> np.ndarray:
-    return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).numpy()
+    return {name: np.stack([native.to_uint8(one.numpy()) for one in images], axis=1) for name, images in told.items()}
 
 
 def _protocol(setting: Setting, flows: Mapping[str, Flow], judge: Judge) -> str:

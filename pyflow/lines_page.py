@@ -9,9 +9,12 @@ import numpy as np
 
 from .artefact import json_bytes, publish
 from .errors import InvalidInput
+from .export.build import GUIDANCE_LIMIT
+from .noise import PICTURE_LIMIT
 from .page import document, figures, picture, plan_name, rows, table, text
 from .pictures import grid_of
 from .report import png_of, pyplot
+from .sampler import BATCH_LIMIT, STEPS_LIMIT
 
 METHODS = TEACHER, LINES, NAIVE = "teacher", "lines", "naive"
 STATE = "state"
@@ -36,9 +39,15 @@ class Setting:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("pairs", 1), ("held_out", SHOWN), ("ddim", max(STEPS) + 1)):
-            if getattr(self, name) < least:
-                raise InvalidInput(f"{name} is {getattr(self, name)}; expected {least} or more for this study")
+        for name, least, most in (
+            ("pairs", 1, PICTURE_LIMIT),
+            ("held_out", SHOWN, BATCH_LIMIT),
+            ("ddim", max(STEPS) + 1, STEPS_LIMIT),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; expected {least} to {most} for this study")
+        if not 0 <= self.guidance <= GUIDANCE_LIMIT:
+            raise InvalidInput(f"guidance is {self.guidance}; expected 0 to {GUIDANCE_LIMIT}, 1 for none")
 
 
 @dataclass(frozen=True)

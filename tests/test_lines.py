@@ -103,7 +103,34 @@ def test_the_error_along_the_line_is_that_of_what_is_told_there(rng):
     assert sorted({t for _, t in net.times}) == pytest.approx(lines.TIMES)
 
 
-@pytest.mark.parametrize(("name", "value"), [("pairs", 0), ("held_out", 63), ("ddim", 4)])
+def test_the_trajectory_is_of_the_pictures_that_are_told(rng):
+    noise, images = (torch.from_numpy(rng.standard_normal((6, 3, 8, 4)).astype(np.float32)) for _ in range(2))
+    held_out = noise, torch.zeros(6, dtype=torch.int64), images
+    told = lines._trajectory({LINES: Halfway(), NAIVE: Halfway()}, held_out)
+    assert {name: pictures.shape for name, pictures in told.items()} == dict.fromkeys(
+        (LINES, NAIVE, STATE), (lines.TRAJECTORIES, len(MOMENTS), 8, 4, 3)
+    )
+    for index, t in enumerate(MOMENTS):
+        states = t * images + (1 - t) * noise
+        expected = (states[: lines.TRAJECTORIES].clamp(-1, 1).double() + 1).numpy() * 127.5
+        for pictures in told.values():
+            assert np.abs(pictures[:, index] - expected.transpose(0, 2, 3, 1)).max() < 0.501
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--guidance nan", "--guidance 101", "--size 9m", "--size 5m", "--ddim 20000", "--held-out 99999", "--steps 0"],
+)
+def test_what_a_later_stage_would_refuse_is_refused_before_the_first(words, tmp_path, capsys):
+    assert main(["report", "lines", "--out", str(tmp_path / "run"), *words.split()]) == 2
+    name = words.split()[0].strip("-").replace("-", "_")
+    assert f"{name} is " in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("pairs", 0), ("held_out", 63), ("ddim", 4), ("guidance", -1.0), ("guidance", float("nan"))]
+)
 def test_a_study_too_small_is_refused(name, value):
     with pytest.raises(InvalidInput, match=f"{name} is {value}; expected "):
         Setting(**{name: value})

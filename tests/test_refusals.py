@@ -4,12 +4,14 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from pyflow.training import classifier
 from pyflow.training.data import digits
 from pyflow.training.pairs import PairsSpec, generate
+from pyflow.training.recipes import SIZES, recipe
 from tiny import POINTS, UNET, save
 
-from pyflow import commands
+from pyflow import checkpoint, commands
 from pyflow.cli import main
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.spec import Spec
@@ -86,6 +88,18 @@ def test_points_have_no_lpips(points, tmp_path, capsys):
 def test_pairs_are_not_mirrored(points, tmp_path, capsys):
     words = ("distill", "reflow", "--pairs", points, "--out", tmp_path / "run", "--flip")
     assert "flip is True; expected False: noise and picture of a pair belong together" in said(capsys, *words)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_student_has_the_recipe_of_its_teachers_size(tmp_path, size, capsys):
+    network = dataclasses.replace(SIZES[size], shape=(3, 64, 32), attention=(16,), classes=3, dropout=0.1)
+    checkpoint.save(tmp_path / "teacher", torch.nn.Identity(), Spec(network, provenance={"data": "faces"}))
+    came = commands.student("reflow", tmp_path / "teacher")
+    assert came == dataclasses.replace(recipe("reflow", "faces", size=size), network=network)
+    assert commands.student("reflow", tmp_path / "teacher", size=size) == came
+    other = "1m" if size == "9m" else "9m"
+    words = ("distill", "reflow", "--teacher", tmp_path / "teacher", "--print-config", "--size", other)
+    assert f"size is '{other}'; expected {size}: the network is the teacher's" in said(capsys, *words)
 
 
 # ---- checkpoints that were edited
