@@ -202,8 +202,10 @@ def load_teacher(folder: str | Path, clip_sample: bool | None = None, threads: i
     except PyflowError:
         raise
     except (OSError, ValueError, TypeError, RuntimeError) as error:  # diffusers' own
-        told = " ".join(str(error).split())
-        raise InvalidArtefact(f"{folder} is no pipeline that diffusers opens ({told}); download it again") from error
+        sentence = " ".join(str(error).split())
+        raise InvalidArtefact(
+            f"{folder} is no pipeline that diffusers opens ({sentence}); download it again"
+        ) from error
     if not isinstance(pipeline.unet, UNet2DModel):
         raise InvalidInput(f"{folder} holds a {type(pipeline.unet).__name__}; expected a UNet2DModel")
     told = {} if clip_sample is None else {"clip_sample": clip_sample}
