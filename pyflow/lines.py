@@ -28,11 +28,8 @@ from .training.data import LAWS
 from .training.recipes import recipe
 
 TIMES = tuple(index / 10 for index in range(11))  # of the error's curve
-# Where noise is predicted, an error at t=0 comes into the image divided by alpha(0): 150 times with linear betas, 640
-# with cosine ones. Of these, 50 steps left digits in pieces (states up to 14), and from t=0.02 on the same network made
-# them well. diffusers clamps there.
-TEACHER_PATH = "vp-linear"
-# So do the roundings of a single step, of which certificates have some: a sound engine was 1.2e-5 off, 1e-5 is allowed.
+# A prediction of the noise comes into the image divided by alpha(0), 152 times larger with linear betas, and so do the
+# roundings of a single step, of which certificates have some: a sound engine was 1.2e-5 off, 1e-5 is allowed.
 TEACHER_BOUND = 60.0  # dB
 SEED, HELD_OUT_SEED = 2**31, 2**31 + 1
 TIMED_BATCH = 16
@@ -65,13 +62,9 @@ def _refuse_misfits(setting: Setting) -> None:
     """What a later stage would refuse."""
     if setting.data in LAWS:
         raise InvalidInput(f"data is {setting.data!r}, points; this study expected pictures that have classes")
-    recipe("ddpm", setting.data, size=setting.size, **_of_teacher(setting))
+    recipe("ddpm", setting.data, size=setting.size, **setting.changes)
     for name in (LINES, NAIVE):
         recipe(name, setting.data, size=setting.size, **setting.changes)
-
-
-def _of_teacher(setting: Setting) -> dict[str, Any]:
-    return {"path": TEACHER_PATH, **setting.changes}
 
 
 def _judge(setting: Setting, folder: Path) -> Judge:
@@ -82,7 +75,7 @@ def _judge(setting: Setting, folder: Path) -> Judge:
 def _made(setting: Setting, folder: Path, judge: Judge) -> dict[str, Flow]:
     """Train and export what is missing; a flow a method."""
     teacher, device, changes = folder / TEACHER, setting.device, setting.changes
-    own = _of_teacher(setting)
+    own = setting.changes
     made = commands.train_teacher("ddpm", setting.data, teacher, size=setting.size, device=device, **own)
     _say(TEACHER, made, teacher)
     judge.refuse_misfit(checkpoint.load_spec(teacher))
