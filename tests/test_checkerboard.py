@@ -13,7 +13,7 @@ from pyflow import checkerboard
 from pyflow.errors import InvalidInput
 from pyflow.metrics import histogram_divergence
 
-QUICK = {"steps": 60, "batch": 128}
+QUICK = {"steps": 60, "batch": 128, "compile": False}
 
 
 def test_the_divergence_of_shares_that_are_known(rng):
@@ -83,7 +83,7 @@ def test_the_shortest_version_has_every_method(tmp_path, monkeypatch):
 
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     assert {name: tuple(row) for name, row in results["divergence"].items()} == found.divergence
-    assert results["runs"]["lsd"]["steps"] == QUICK["steps"]
+    assert results["recipes"]["lsd"]["steps"] == QUICK["steps"]
     assert np.asarray(Image.open(tmp_path / "report" / "scatter.png")).std() > 0
     shown = (tmp_path / "report" / "index.html").read_text()
     assert f"{found.divergence['lsd'][0]:.4f}" in shown
