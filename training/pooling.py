@@ -27,8 +27,8 @@ def pooled(batch: Batch, path: Path, t: Tensor) -> Batch:
         query = torch.cat([x * alpha / near**2, -(alpha**2) / (2 * near**2)], dim=1)
         key = torch.cat([image, image.square().sum(1, keepdim=True)], dim=1)
         value = F.pad(image, (0, 1))  # as wide as the others, which the fused kernel asks for: 3.4 ms and not 21
-        each = (part[None, None] for part in (query, key, value))  # as one head of one batch, for the same reason
-        mean = F.scaled_dot_product_attention(*each, scale=1.0)[0, 0, :, :-1]
+        query, key, value = query[None, None], key[None, None], value[None, None]  # one head, for the same reason
+        mean = F.scaled_dot_product_attention(query, key, value, scale=1.0)[0, 0, :, :-1]
         mean = torch.where(sigma > SMALLEST_SIGMA, mean, image)
         settled = noise + alpha / near * (image - mean)
     return batch._replace(image=mean.reshape(batch.image.shape), noise=settled.reshape(batch.noise.shape))

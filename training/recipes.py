@@ -90,7 +90,8 @@ def lsd(data: str = "digits", size: str = "1m") -> Recipe:
     setting = _flow_map("lsd", data, size)
     if data != "checkerboard":
         return setting
-    return replace(setting, precision="fp32", options=replace(setting.options, diagonal=0.5))
+    # With half of the batch off the diagonal it diverged at step 14,090.
+    return replace(setting, precision="fp32", compile=False)
 
 
 def psd_midpoint(data: str = "digits", size: str = "1m") -> Recipe:
