@@ -216,6 +216,46 @@ def loss_logged(folder) -> float:
     return json.loads(lines[-1])["loss"]
 
 
+LOGGED = {
+    "plain": RECIPE,
+    "adaptive": replace(MAP, objective="meanflow", options=Options()),
+    "learned weight": MAP,
+    "huber": replace(SETTINGS["reflow"], options=Options(huber=0.03)),
+    "gap": replace(RECIPE, objective="consistency"),
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_the_loss_that_is_logged_is_the_mean_square(tmp_path, name):
+    """At the first step, of a network that says nothing yet: what it misses is the target itself."""
+    setting = replace(LOGGED[name], accumulate=1, batch=8, steps=2)
+    seen = []
+
+    def draw(count: int, drawn=data(setting)) -> Batch:  # noqa: B008
+        seen.append(drawn(count))
+        return seen[-1]
+
+    run(tmp_path / "run", setting, draw, start=network_of(setting))
+    lines = (tmp_path / "run.log" / "log.jsonl").read_text().splitlines()
+    first, last = (json.loads(line) for line in lines)
+    missed = (seen[0].image - seen[0].noise).square().mean(1)
+    if name == "learned weight":
+        missed[6:] = 0  # off the diagonal it is at peace with itself
+    if name == "gap":
+        missed *= (seen[0].coins[:, 0] + 0.02).clamp(max=1).sub(seen[0].coins[:, 0]).square()
+    assert first["loss"] == pytest.approx(missed.mean().item(), rel=1e-3)
+    assert ("weighted" in last) == (name != "plain")
+
+
+def network_of(setting):
+    """One that says 0 whatever it is asked."""
+    net = build(setting.network)
+    with torch.no_grad():
+        net.leave.weight.zero_()
+        net.leave.bias.zero_()
+    return net
+
+
 @pytest.mark.parametrize("objective", ["meanflow", "improved-meanflow", "lsd", "esd", "psd-uniform", "consistency"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_flow_map_trains_a_unet_with_attention(tmp_path, objective, precision):

@@ -41,11 +41,12 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """A loss a sample, and the times that it was taken at."""
+    """A loss a sample, the times that it was taken at, and its square alone: what a log shows of any weighting."""
 
     each: Tensor  # (B,)
     s: Tensor
     t: Tensor
+    square: Tensor  # the mean over elements of what was missed, squared
 
 
 def joined(first: Losses, rest: Losses) -> Losses:

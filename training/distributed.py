@@ -31,18 +31,18 @@ class World:
         """Only one process writes, logs and shows its progress."""
         return self.rank == 0
 
-    def average(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
-        """Average the gradients in place, and the loss: what is not finite in one process is so in all of them."""
+    def average(self, parameters: Sequence[Tensor], losses: Tensor) -> Tensor:
+        """Average the gradients in place, and the losses (N,): what is not finite in one process is so in all."""
         if self.size == 1:
-            return loss
+            return losses
         gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([loss.reshape(1), *(gradient.flatten() for gradient in gradients)])
+        flat = torch.cat([losses, *(gradient.flatten() for gradient in gradients)])
         dist.all_reduce(flat)
         flat /= self.size
-        parts = flat[1:].split([gradient.numel() for gradient in gradients])
+        parts = flat[len(losses) :].split([gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts):
             gradient.copy_(part.view(gradient.shape))
-        return flat[0]
+        return flat[: len(losses)]
 
     def refuse_apart(self, done: int, folder: object) -> None:
         """Refuse to go on from different steps: the folder has to be one that all processes see."""

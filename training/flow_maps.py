@@ -61,56 +61,73 @@ def _diagonal(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Los
         batch = pooled(batch, path, t)
     at = over(t, batch.image)
     said = net(path.mix(batch.image, batch.noise, at), t, t, batch.label)
-    return Losses(mean_square(said - path.velocity(batch.image, batch.noise, at)), t, t)
+    each = mean_square(said - path.velocity(batch.image, batch.noise, at))
+    return Losses(each, t, t, each)
+
+
+Missed = Callable[[Field, Tensor, Tensor, Tensor, Tensor], Tensor]  # (phi, I_s, s, t, coins)
+
+
+def _distilled(net: nn.Module, spec: Spec, batch: Batch, options: Options, missed: Missed) -> Losses:
+    """|what phi misses of its own equation|^2, after the first share of the batch, which is on the diagonal."""
+    first, rest = batch.cut(options.diagonal)
+    s, t = draw_interval(rest, options)
+    x = PATHS[spec.path].mix(rest.image, rest.noise, over(s, rest.image))
+    each = mean_square(missed(_labelled(net, rest), x, s, t, rest.coins))
+    return joined(_diagonal(net, spec, first, options), Losses(each, s, t, each))
 
 
 def lsd(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Lagrangian self-distillation (Boffi et al. 2025): |d_t X_st(I_s) - sg[b_t(X_st(I_s))]|^2."""
-    first, rest = batch.cut(options.diagonal)
-    (s, t), phi = draw_interval(rest, options), _labelled(net, rest)
-    x, gap = PATHS[spec.path].mix(rest.image, rest.noise, over(s, rest.image)), over(t - s, rest.image)
-    mean, rate = _jvp(phi, (x, s, t), (torch.zeros_like(x), torch.zeros_like(s), torch.ones_like(t)))
-    with torch.no_grad():
-        velocity = phi(x + gap * mean, t, t)
-    each = mean_square(mean + gap * rate - velocity)
-    return joined(_diagonal(net, spec, first, options), Losses(each, s, t))
+
+    def missed(phi: Field, x: Tensor, s: Tensor, t: Tensor, coins: Tensor) -> Tensor:
+        gap = over(t - s, x)
+        mean, rate = _jvp(phi, (x, s, t), (torch.zeros_like(x), torch.zeros_like(s), torch.ones_like(t)))
+        with torch.no_grad():
+            velocity = phi(x + gap * mean, t, t)
+        return mean + gap * rate - velocity
+
+    return _distilled(net, spec, batch, options, missed)
 
 
 def esd(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Eulerian self-distillation (Boffi et al. 2025): |d_s X_st(I_s) + sg[grad X_st(I_s) . b_s(I_s)]|^2."""
-    first, rest = batch.cut(options.diagonal)
-    (s, t), phi = draw_interval(rest, options), _labelled(net, rest)
-    x, gap = PATHS[spec.path].mix(rest.image, rest.noise, over(s, rest.image)), over(t - s, rest.image)
-    mean, rate = _jvp(phi, (x, s, t), (torch.zeros_like(x), torch.ones_like(s), torch.zeros_like(t)))
-    with torch.no_grad():
-        velocity = phi(x, s, s)
-        advected = _jvp(phi, (x, s, t), (velocity, torch.zeros_like(s), torch.zeros_like(t)))[1]
-    each = mean_square(gap * rate - mean + velocity + gap * advected)
-    return joined(_diagonal(net, spec, first, options), Losses(each, s, t))
+
+    def missed(phi: Field, x: Tensor, s: Tensor, t: Tensor, coins: Tensor) -> Tensor:
+        gap = over(t - s, x)
+        mean, rate = _jvp(phi, (x, s, t), (torch.zeros_like(x), torch.ones_like(s), torch.zeros_like(t)))
+        with torch.no_grad():
+            velocity = phi(x, s, s)
+            advected = _jvp(phi, (x, s, t), (velocity, torch.zeros_like(s), torch.zeros_like(t)))[1]
+        return gap * rate - mean + velocity + gap * advected
+
+    return _distilled(net, spec, batch, options, missed)
 
 
-def _psd(net: nn.Module, spec: Spec, batch: Batch, options: Options, share: Callable[[Batch], Tensor]) -> Losses:
+def _psd(net: nn.Module, spec: Spec, batch: Batch, options: Options, share: Callable[[Tensor], Tensor]) -> Losses:
     """Progressive self-distillation (Boffi et al. 2025): |phi_st(I_s) - sg[(1-h) phi_su(I_s) + h phi_ut(X_su(I_s))]|^2,
     where u = h s + (1-h) t."""
-    first, rest = batch.cut(options.diagonal)
-    (s, t), phi, h = draw_interval(rest, options), _labelled(net, rest), share(rest)
-    u, x = h * s + (1 - h) * t, PATHS[spec.path].mix(rest.image, rest.noise, over(s, rest.image))
-    said = phi(x, s, t)
-    with torch.no_grad():
-        near = phi(x, s, u)
-        far = phi(x + over(u - s, x) * near, u, t)
-    each = mean_square(said - (1 - over(h, x)) * near - over(h, x) * far)
-    return joined(_diagonal(net, spec, first, options), Losses(each, s, t))
+
+    def missed(phi: Field, x: Tensor, s: Tensor, t: Tensor, coins: Tensor) -> Tensor:
+        h = share(coins[:, 2])
+        u = h * s + (1 - h) * t
+        said = phi(x, s, t)
+        with torch.no_grad():
+            near = phi(x, s, u)
+            far = phi(x + over(u - s, x) * near, u, t)
+        return said - (1 - over(h, x)) * near - over(h, x) * far
+
+    return _distilled(net, spec, batch, options, missed)
 
 
 def psd_midpoint(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Progressive self-distillation over two halves, as shortcut models (Frans et al. 2025) do it: h = 1/2."""
-    return _psd(net, spec, batch, options, lambda rest: torch.full_like(rest.coins[:, 2], 0.5))
+    return _psd(net, spec, batch, options, lambda coin: torch.full_like(coin, 0.5))
 
 
 def psd_uniform(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Progressive self-distillation over two parts of any size: h uniform in 0..1."""
-    return _psd(net, spec, batch, options, lambda rest: rest.coins[:, 2])
+    return _psd(net, spec, batch, options, lambda coin: coin)
 
 
 def _guidance(spec: Spec, batch: Batch, options: Options) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -160,7 +177,8 @@ def _mean_flow(net: nn.Module, spec: Spec, batch: Batch, options: Options, own_t
     mean, rate = _jvp(mean_velocity(there), at, direction)
     said, turned = torch.cat([said, mean]), torch.cat([torch.zeros_like(said), rate.detach()])
     total = (said - over(t - s, x) * turned - v).float().square().flatten(1).sum(1)
-    return Losses(total / (total.detach() + ADAPTIVE_FLOOR) ** options.adaptive, s, t)
+    weighted = total / (total.detach() + ADAPTIVE_FLOOR) ** options.adaptive
+    return Losses(weighted, s, t, total / batch.image[0].numel())
 
 
 def meanflow(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
@@ -190,4 +208,5 @@ def consistency(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> L
     said = end(s)
     with torch.no_grad():
         wanted = end(t)
-    return Losses(mean_square(said - wanted) / options.gap, s, t)
+    square = mean_square(said - wanted)
+    return Losses(square / options.gap, s, t, square)

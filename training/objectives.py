@@ -25,7 +25,8 @@ def _regress(net: nn.Module, spec: Spec, batch: Batch, t: Tensor) -> Losses:
     """|net(x_t, t) - target|^2, the target being what `spec.prediction` means on `spec.path`."""
     path, at = PATHS[spec.path], over(t, batch.image)
     said = net(path.mix(batch.image, batch.noise, at), t, t, batch.label)
-    return Losses(mean_square(said - target(path, spec.prediction, batch.image, batch.noise, at)), t, t)
+    each = mean_square(said - target(path, spec.prediction, batch.image, batch.noise, at))
+    return Losses(each, t, t, each)
 
 
 def cfm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
@@ -56,13 +57,13 @@ def _bent(net: nn.Module, spec: Spec, batch: Batch, t: Tensor, options: Options)
     path, at = PATHS[spec.path], over(t, batch.image)
     x = path.mix(batch.image, batch.noise, at)
     said = net(x, t, t, batch.label)
-    each = mean_square(said - target(path, spec.prediction, batch.image, batch.noise, at))
+    each = square = mean_square(said - target(path, spec.prediction, batch.image, batch.noise, at))
     if options.huber:
         each = (each + options.huber**2).sqrt() - options.huber
     if options.lpips:
         ends = split(path, spec.prediction, at)
         each = each + options.lpips * lpips_distance(ends.image_x * x + ends.image_p * said, batch.image)
-    return Losses(each, t, t)
+    return Losses(each, t, t, square)
 
 
 def reflow(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:

@@ -77,9 +77,11 @@ def train(
     trained, texts = run.trained, {RECIPE: to_yaml(recipe)}
 
     def loss_of(batch: Batch) -> Tensor:
+        """What is trained, and the mean square of what was missed."""
         with torch.autocast(world.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             losses = loss_each(run.net, spec, batch, recipe.options)
-        return (losses.each if run.weight is None else run.weight.weigh(losses)).mean()
+        weighted = losses.each if run.weight is None else run.weight.weigh(losses)
+        return torch.stack([weighted.mean(), losses.square.detach().mean()])
 
     def drawn() -> Batch:
         whole = draw(recipe.batch).to(world.device).part(world.rank, world.size)
@@ -100,8 +102,8 @@ def train(
             set_rate(run.optimizers, recipe.learning_rate * share)
             batch = drawn()
             with world.own_chance(recipe.seed, step):
-                loss = _backward(steps_loss, batch, recipe.accumulate, trained)
-            loss = world.average(trained, loss)
+                losses = _backward(steps_loss, batch, recipe.accumulate, trained)
+            loss, square = world.average(trained, losses)
             norm = nn.utils.clip_grad_norm_(trained, recipe.clip)
             if not torch.isfinite(loss + norm):
                 raise NotFinite(
@@ -116,7 +118,9 @@ def train(
             ended = step + 1
             looks = watch > 0 and ended % watch == 0
             if log is not None and (looks or ended % LOG_EVERY == 0 or ended in (1, recipe.steps)):
-                values, picture = {"loss": loss.item(), "norm": norm.item(), "rate": share}, None
+                values, picture = {"loss": square.item(), "norm": norm.item(), "rate": share}, None
+                if loss != square:
+                    values["weighted"] = loss.item()
                 bar.set_postfix(loss=f"{values['loss']:.4f}", norm=f"{values['norm']:.2f}")
                 if looks:
                     watched = watched or Watch(spec, draw, world.device, judge, recipe.data)
@@ -145,11 +149,11 @@ def _backward(loss_of: Callable[[Batch], Tensor], batch: Batch, parts: int, trai
     """The gradient of the whole batch, a part at a time."""
     for parameter in trained:
         parameter.grad = None
-    total = torch.zeros((), device=batch.image.device)
+    total = torch.zeros(2, device=batch.image.device)
     for index in range(parts):
-        loss = loss_of(batch.part(index, parts)) / parts
-        loss.backward()
-        total += loss.detach()
+        losses = loss_of(batch.part(index, parts)) / parts
+        losses[0].backward()
+        total += losses.detach()
     return total
 
 
@@ -161,7 +165,7 @@ def _compiled(
     made = torch.compile(loss_of, fullgraph=True)
     try:
         with forked(world.device):
-            made(drawn().part(0, recipe.accumulate)).backward()
+            made(drawn().part(0, recipe.accumulate))[0].backward()
     except Exception as error:  # the compiler's errors have no common class
         told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InvalidInput(
