@@ -15,9 +15,12 @@ from pyflow.training.logs import Log, folder_of, refuse_missing
 from pyflow.training.watch import Watch
 from tiny import UNET, network
 from tiny_runs import DROPOUT, MAP, RECIPE, Interrupted, data, interrupted, run, spec_of, whole
+from torch import nn
 
 from pyflow.errors import BackendUnavailable, InvalidInput
+from pyflow.spec import Own
 
+CPU = torch.device("cpu")
 LONG = replace(RECIPE, steps=45)
 WATCHED = {
     "points": RECIPE,
@@ -168,3 +171,46 @@ def test_a_log_costs_less_than_two_hundredths_of_the_steps(tmp_path):
     for step in range(1000):
         log.write(step, values)
     assert (time.perf_counter() - started) / 1000 / 20 < 0.02 * 1e-3  # a line in 20 steps, beside steps of 1 ms
+
+
+class Line(nn.Module):
+    """A network of one's own for any shape, through a function that may have no derivative along a direction."""
+
+    def __init__(self, shape: tuple[int, ...], opaque: bool) -> None:
+        super().__init__()
+        self.scale, self.opaque = nn.Parameter(torch.ones(shape)), opaque
+
+    def forward(self, x, s, t, label):
+        return Opaque.apply(x * self.scale) if self.opaque else x * self.scale
+
+
+class Opaque(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, slope):
+        return slope
+
+
+@pytest.mark.parametrize("shape", [(2000,), (300, 8, 8), (16, 8), (3, 4, 8, 8), (2, 8, 8), (1,)], ids=str)
+def test_any_shape_is_looked_at(shape):
+    setting = replace(RECIPE, network=Own("Line", shape))
+    draw = data(setting)
+    watched = Watch(spec_of(replace(setting, network=replace(setting.network, classes=3))), draw, CPU, None, "dots")
+    signs, picture = watched.look(Line(shape, opaque=False))
+    assert not watched.failed
+    assert np.isfinite([*signs.values()]).all(), signs
+    assert (picture is None) == (shape != (2000,))  # of points the first two coordinates are shown
+
+
+def test_a_sign_that_fails_is_missing_and_said_once(capsys):
+    setting = replace(RECIPE, network=Own("Line", (2,), classes=3))
+    watched = Watch(spec_of(setting), data(setting), CPU, None, "dots")
+    for _ in range(2):
+        signs, picture = watched.look(Line((2,), opaque=True))
+        assert np.isnan(signs["jvp-norm"])
+        assert signs["frechet-4-steps/points"] > 0
+        assert picture is not None
+    assert capsys.readouterr().out.count("jvp-norm is missing in the log: ") == 1

@@ -16,6 +16,7 @@ from .batch import Batch, over
 
 Told = tuple[Tensor, ...]  # what a guided network is told beside the label
 POOLED, COLOURS = 4, 4  # pixels of a side, where there are few channels: 48 features of a colour picture
+MOST = 64  # features: a covariance needs more samples than it has
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -57,8 +58,12 @@ def small_frechet(made: Tensor, real: Tensor, features: Callable[[Tensor], Tenso
 
 
 def plain_features(shape: tuple[int, ...]) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Without a classifier: the coordinates of points, the pixels of pictures pooled to 4x4; and their name."""
-    if len(shape) == 1:
+    """Without a classifier: the coordinates of points, the pixels of pictures pooled to 4x4; and their name. Many
+    coordinates or channels are means over neighbours."""
+    if len(shape) == 1 and shape[0] <= MOST:
         return "points", lambda points: points
-    side = POOLED if shape[0] <= COLOURS else 1
-    return f"pixels-{side}x{side}", lambda images: F.adaptive_avg_pool2d(images, side).flatten(1)
+    if len(shape) == 3 and shape[0] <= MOST:
+        side = POOLED if shape[0] <= COLOURS else 1
+        return f"pixels-{side}x{side}", lambda images: F.adaptive_avg_pool2d(images, side).flatten(1)
+    count = min(MOST, math.prod(shape))
+    return f"means-{count}", lambda x: F.adaptive_avg_pool1d(x.flatten(1)[:, None], count)[:, 0]

@@ -40,7 +40,7 @@ def _states(net: nn.Module, spec: Spec, steps: int, label: Tensor, first: int) -
 
 
 def picture(rows: Sequence[Tensor], real: Tensor) -> "PIL.Image.Image | None":
-    """Rows of pictures; or panels of points, and the real ones last. None where Pillow is missing, or of numbers."""
+    """Rows of pictures; or panels of points, and the real ones last. None without Pillow, or of anything else."""
     try:
         import PIL  # noqa: F401
     except ImportError:
@@ -48,10 +48,10 @@ def picture(rows: Sequence[Tensor], real: Tensor) -> "PIL.Image.Image | None":
     from pyflow.native import to_uint8
     from pyflow.pictures import grid_of
 
-    if real.ndim == 4:
+    if real.ndim == 4 and real.shape[1] in (1, 3):
         shown = to_uint8(torch.cat([*rows]).nan_to_num().clamp(-4, 4).cpu().numpy())
         return grid_of(shown, columns=len(rows[0]), scale=max(1, 48 // real.shape[-1]))
-    if real.shape[1] < 2:
+    if real.ndim != 2 or real.shape[1] < 2:
         return None
     reach = REACH * float(real[:, :2].abs().max())
     panels = np.stack([_scatter(points[:, :2].cpu().numpy(), reach) for points in (*rows, real)])

@@ -1,10 +1,14 @@
 """What is looked at every so many steps: signs of health and samples of the averaged network. It changes nothing."""
 
 import copy
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from pyflow.core import VELOCITY
 from pyflow.spec import Spec
@@ -17,6 +21,7 @@ from .distributed import forked
 if TYPE_CHECKING:
     import PIL.Image
 
+T = TypeVar("T")
 STEPS, SHOWN = (1, 2, 4), 8
 SEED, PICTURES, POINTS, PROBED = 7, 256, 1024, 32
 
@@ -30,6 +35,7 @@ class Watch:
         with forked(device):
             torch.manual_seed(SEED)
             self.real = draw(PICTURES if pictures else POINTS).to(device)
+        self.failed: set[str] = set()
         self.features = health.plain_features(spec.network.shape)
         if judge is not None:
             self.features = f"{data}-classifier", copy.deepcopy(judge).to(device).features
@@ -39,16 +45,33 @@ class Watch:
         spec, probed = self.spec, Batch(*(tensor[:PROBED] for tensor in self.real))
         told = (torch.ones(PROBED, device=probed.image.device),) if spec.network.guided else ()
         plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        signs = {"jvp-norm": health.jvp_norm(plain, spec, probed, told)}
-        if spec.network.times == 2 and spec.prediction == VELOCITY:
-            signs["semigroup-error"] = health.semigroup_error(net, spec, probed, told)
         name, features = self.features
-        made = preview.states(net, spec, STEPS[-1], self.real.label)
-        with torch.no_grad():
-            signs[f"frechet-{STEPS[-1]}-steps/{name}"] = health.small_frechet(made, self.real.image, features)
-        if len(spec.network.shape) == 3:
-            shown = torch.arange(SHOWN, device=made.device) % max(1, spec.network.classes)
-        else:
+
+        def distance() -> float:
+            made = preview.states(net, spec, STEPS[-1], self.real.label)
+            with torch.no_grad():
+                return health.small_frechet(made, self.real.image, features)
+
+        def picture() -> "PIL.Image.Image | None":
             shown = self.real.label
-        rows = [preview.states(net, spec, steps, shown) for steps in STEPS]
-        return signs, preview.picture(rows, self.real.image)
+            if len(spec.network.shape) == 3:
+                shown = torch.arange(SHOWN, device=shown.device) % max(1, spec.network.classes)
+            return preview.picture([preview.states(net, spec, steps, shown) for steps in STEPS], self.real.image)
+
+        signs = {"jvp-norm": self._tried("jvp-norm", partial(health.jvp_norm, plain, spec, probed, told), math.nan)}
+        if spec.network.times == 2 and spec.prediction == VELOCITY:
+            error = partial(health.semigroup_error, net, spec, probed, told)
+            signs["semigroup-error"] = self._tried("semigroup-error", error, math.nan)
+        of = f"frechet-{STEPS[-1]}-steps/{name}"
+        signs[of] = self._tried(of, distance, math.nan)
+        return signs, self._tried("samples", picture, None)
+
+    def _tried(self, name: str, sign: Callable[[], T], missing: T) -> T:
+        """A sign, or what stands for one that cannot be had, which is said once: no look may end a run."""
+        try:
+            return sign()
+        except Exception as error:  # of any network of one's own
+            if name not in self.failed:
+                tqdm.write(f"{name} is missing in the log: {type(error).__name__}: {error}")
+            self.failed.add(name)
+            return missing
