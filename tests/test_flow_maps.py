@@ -274,6 +274,27 @@ def test_the_exact_guided_map_notices(bug, seed):
 
 # ---- compiled, and learning
 @pytest.mark.slow
+def test_compiled_in_bfloat16_loss_and_gradient_are_nearly_the_same(seed):
+    """Of MeanFlow, whose weight and derivative stay in float32."""
+    spec = replace(SPEC, network=replace(SPEC.network, width=8, depth=1))
+    net, batch = random_network(spec.network, seed), draw(64)
+    batch = Batch(batch.noise.float(), batch.label, batch.image.float(), batch.coins.float())
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return OBJECTIVES["meanflow"].loss(net, spec, batch, Options(adaptive=0.5)).each.mean()
+
+    found = []
+    for each in (loss, torch.compile(loss, fullgraph=True)):
+        value = each()
+        slopes = torch.autograd.grad(value, list(net.parameters()))
+        found.append((value.detach(), torch.cat([one.flatten() for one in slopes])))
+    (eager, slope), (compiled, other) = found
+    torch.testing.assert_close(compiled, eager, rtol=1e-2, atol=1e-3, msg=lambda m: f"seed {seed}: {m}")
+    assert (other - slope).norm() < 0.03 * slope.norm(), f"seed {seed}: {(other - slope).norm() / slope.norm()}"
+
+
+@pytest.mark.slow
 def test_compiled_the_gradient_is_the_same(seed):
     spec = replace(SPEC, network=replace(SPEC.network, width=8, depth=1))
     net, batch = random_network(spec.network, seed), draw(64)
