@@ -64,6 +64,11 @@ def _two_times(name: str, data: str, size: str, options: Options) -> Recipe:
     return replace(setting, name=name, objective=name, network=replace(setting.network, times=2), options=options)
 
 
+def _gentle(setting: Recipe) -> Recipe:
+    """For targets with the network's own gradient in x: at 0.012 MeanFlow diverged by step 600 and esd by step 3700."""
+    return replace(setting, learning_rate=0.003, precision="fp32", compile=False)
+
+
 def _flow_map(name: str, data: str, size: str) -> Recipe:
     return _two_times(
         name, data, size, Options(pooled=True) if data == "checkerboard" else Options(learned_weight=True)
@@ -74,7 +79,7 @@ def _mean_flow(name: str, data: str, size: str) -> Recipe:
     """Guidance 2 is in the target where there are labels to guide by. A target in the plane is mostly chance, and
     the adaptive weight would favour those that fit."""
     if data == "checkerboard":
-        return _two_times(name, data, size, Options(adaptive=0.0, pooled=True))
+        return _gentle(_two_times(name, data, size, Options(adaptive=0.0, pooled=True)))
     return _two_times(name, data, size, Options(times="logit-normal", diagonal=0.25, guidance=2.0))
 
 
@@ -103,7 +108,8 @@ def psd_uniform(data: str = "digits", size: str = "1m") -> Recipe:
 
 
 def esd(data: str = "digits", size: str = "1m") -> Recipe:
-    return _flow_map("esd", data, size)
+    setting = _flow_map("esd", data, size)
+    return _gentle(setting) if data == "checkerboard" else setting
 
 
 def consistency(data: str = "digits", size: str = "1m") -> Recipe:
