@@ -18,15 +18,15 @@ QUICK = {"steps": 60, "batch": 128, "compile": False}
 
 def test_the_divergence_of_shares_that_are_known(rng):
     """Squares of one cell each: p puts a share in the first and q another one."""
-    share, other = rng.uniform(0.2, 0.8, 2)
-    first, second, count = np.array([0.04, 0.04]), np.array([1.04, -2.04]), 10_000
+    count = 10_000
+    (few, many), first, second = rng.integers(2000, 8000, 2), np.array([0.04, 0.04]), np.array([1.04, -2.04])
 
-    def points(share: float) -> np.ndarray:
-        return np.where(np.arange(count)[:, None] < share * count, first, second)
+    def points(of_first: int) -> np.ndarray:
+        return np.where(np.arange(count)[:, None] < of_first, first, second)
 
-    share, other = math.ceil(share * count) / count, math.ceil(other * count) / count
-    expected = share * math.log(share / other) + (1 - share) * math.log((1 - share) / (1 - other))
-    assert histogram_divergence(points(share), points(other)) == pytest.approx(expected, abs=1e-6)
+    p, q = few / count, many / count
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert histogram_divergence(points(few), points(many)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_points_outside_are_missing_inside(rng):

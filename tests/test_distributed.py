@@ -149,7 +149,7 @@ def test_a_batch_that_does_not_divide_is_refused(tmp_path):
 
 def test_torchrun_on_the_command_line_trains_what_one_process_does(tmp_path):
     words = "train lsd --data checkerboard --network.width 16 --network.depth 2 --steps 5 --batch 64 --watch 4 "
-    words += "--optimizer adamw --learning-rate 1e-3 --out"
+    words += "--optimizer adamw --learning-rate 1e-3 --no-pooled --out"  # each process has a pool of its own
     one = [sys.executable, "-m", "pyflow.cli", *words.split(), str(tmp_path / "one")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     two = [*torchrun, "pyflow.cli", *words.split(), str(tmp_path / "two")]

@@ -181,7 +181,7 @@ def points(count: int) -> Tensor:
 
 def shorter(**changes):
     own = Own("Mine", (2,), classes=3, times=2)
-    return replace(recipe("cfm", "checkerboard"), network=own, steps=40, batch=64, learning_rate=1e-2, **changes)
+    return replace(recipe("cfm", "digits"), network=own, steps=40, batch=64, learning_rate=1e-2, **changes)
 
 
 def test_it_trains_from_the_given_module_which_stays(mine, tmp_path):

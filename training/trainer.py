@@ -69,6 +69,8 @@ def train(
         perceptual.load(world.device)
     torch.manual_seed(recipe.seed)
     run = _begin(recipe, spec, start, world.device)
+    if world.writes:
+        sweep(folder)
     done = restore(run, folder)
     world.refuse_apart(done, folder)
     if done == recipe.steps:
@@ -92,7 +94,6 @@ def train(
     with ExitStack() as stack:
         log = None
         if world.writes:
-            sweep(folder)
             log = stack.enter_context(logging.Log(logging.folder_of(folder), done, logs, provenance(recipe)))
         title = f"{recipe.name} on {recipe.data}"
         bar = tqdm(total=recipe.steps, initial=done, desc=title, unit="step", mininterval=0.5, disable=not world.writes)
