@@ -94,7 +94,6 @@ class Objective(NamedTuple):
 BEND = frozenset({"huber", "lpips"})
 MAP = frozenset({"times", "diagonal", "pooled"})
 MEAN = MAP | {"guidance", "adaptive"}
-# The recipe of consistency in the plane says pooled, as all of them do there; it pools nothing.
 OBJECTIVES = {
     "cfm": Objective(cfm, frozenset({"times", "pooled"})),
     "ddpm": Objective(ddpm, frozenset({"pooled"}), NOISE, ("vp-cosine", "vp-linear")),
@@ -108,7 +107,7 @@ OBJECTIVES = {
     "psd-midpoint": Objective(psd_midpoint, MAP, two_times=True),
     "psd-uniform": Objective(psd_uniform, MAP, two_times=True),
     "esd": Objective(esd, MAP, two_times=True, differentiates=True),
-    "consistency": Objective(consistency, frozenset({"times", "gap", "pooled"})),
+    "consistency": Objective(consistency, frozenset({"times", "gap"})),
 }
 
 
