@@ -39,6 +39,14 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@pytest.fixture
+def seed(rng) -> int:
+    """Of torch's generator, for messages."""
+    seed = int(rng.integers(2**31))
+    torch.manual_seed(seed)
+    return seed
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint of a UNet that knows three classes and the null label; to be read only."""

@@ -31,13 +31,6 @@ GUIDED = [name for name, each in OBJECTIVES.items() if "guidance" in each.reads]
 TWO_TIMES = [name for name, each in OBJECTIVES.items() if each.two_times]
 
 
-@pytest.fixture
-def seed(rng) -> int:
-    seed = int(rng.integers(2**31))
-    torch.manual_seed(seed)
-    return seed
-
-
 def test_the_exact_average_velocity_is_the_law_s(seed):
     x, s, t = torch.randn(50, SIZE, dtype=torch.float64), torch.rand(50).double(), torch.rand(50).double()
     s, t = torch.minimum(s, t), torch.maximum(s, t)

@@ -40,13 +40,6 @@ SPEC = Spec(MLP(shape=(SIZE,)))
 OPTIONS = Options()
 
 
-@pytest.fixture
-def seed(rng) -> int:
-    seed = int(rng.integers(2**31))
-    torch.manual_seed(seed)
-    return seed
-
-
 # ---- floors and gradients at the exact solution
 def untold(prediction: str, path: Path, t: Tensor) -> Tensor:
     """Var[what is predicted | x_t], an element."""

@@ -18,13 +18,6 @@ SPEC = Spec(MLP(shape=(SIZE,)))
 OPTIONS = Options()
 
 
-@pytest.fixture
-def seed(rng) -> int:
-    seed = int(rng.integers(2**31))
-    torch.manual_seed(seed)
-    return seed
-
-
 def kolmogorov(drawn: Tensor, cumulative) -> float:
     """The largest gap between the share of draws below t and the one expected, in units of 1/sqrt(draws).
 
