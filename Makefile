@@ -48,7 +48,7 @@ gpu-train: $(VENV)/native
 	$(BIN)/python benchmarks/gpu/train.py --out benchmarks/results --models models $(if $(CIFAR10),--data '$(CIFAR10)')
 
 examples: $(VENV)/native
-	for example in examples/*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+	for example in examples/*.py; do echo "== $$example"; OMP_WAIT_POLICY=PASSIVE $(BIN)/python $$example || exit 1; done
 
 lint: $(VENV)/packages
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ def centres(label: Tensor) -> Tensor:
 
 torch.manual_seed(0)
 spec = Spec(Own("TinyNet", shape=(2,), classes=CLASSES), null_label=True)
-setting = recipe("cfm", "checkerboard", network=spec.network, steps=800, batch=256, learning_rate=3e-3)
+setting = recipe("cfm", "digits", network=spec.network, steps=800, batch=256, learning_rate=3e-3)
 
 with tempfile.TemporaryDirectory() as folder:
     checkpoint, engine = Path(folder) / "tiny", Path(folder) / "tiny.engine"
