@@ -112,8 +112,8 @@ def plot(curves: dict[str, list[dict[str, float]]], sheets: dict[str, np.ndarray
         pictures.set(xticks=[])
     axes[0, 0].set_title("loss by step")
     axes[0, 1].set_title("pictures at " + ", ".join(map(str, STEPS)) + " network calls")
-    figure.suptitle(facts, fontsize=6, wrap=True)
     figure.tight_layout()
+    figure.text(0, 0, facts, fontsize=6, va="top", wrap=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
