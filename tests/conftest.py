@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,35 @@ def seed(rng) -> int:
     seed = int(rng.integers(2**31))
     torch.manual_seed(seed)
     return seed
+
+
+@pytest.fixture
+def refusal(capsys) -> Callable[..., str]:
+    """What the command line says to a mistake: one sentence."""
+
+    def told(*words: object) -> str:
+        from pyflow.cli import main
+
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        return error
+
+    return told
+
+
+@pytest.fixture
+def clean_refusal(refusal, tmp_path, monkeypatch) -> Callable[..., str]:
+    """The same in an empty folder, which is empty after it."""
+
+    def told(*words: object) -> str:
+        monkeypatch.chdir(tmp_path)
+        error = refusal(*words)
+        assert not list(tmp_path.iterdir()), "something was left behind"
+        return error
+
+    return told
 
 
 @pytest.fixture(scope="session")

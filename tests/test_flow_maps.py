@@ -266,12 +266,17 @@ def test_the_exact_guided_map_notices(bug, seed):
 
 
 # ---- compiled, and learning
+def to_compile(seed: int) -> tuple[Spec, nn.Module, Batch]:
+    """The smallest network, which compiles in seconds, and a batch in float32."""
+    spec, batch = replace(SPEC, network=replace(SPEC.network, width=8, depth=1)), draw(64)
+    batch = Batch(batch.noise.float(), batch.label, batch.image.float(), batch.coins.float())
+    return spec, random_network(spec.network, seed), batch
+
+
 @pytest.mark.slow
 def test_compiled_in_bfloat16_loss_and_gradient_are_nearly_the_same(seed):
     """Of MeanFlow, whose weight and derivative stay in float32."""
-    spec = replace(SPEC, network=replace(SPEC.network, width=8, depth=1))
-    net, batch = random_network(spec.network, seed), draw(64)
-    batch = Batch(batch.noise.float(), batch.label, batch.image.float(), batch.coins.float())
+    spec, net, batch = to_compile(seed)
 
     def loss() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -289,9 +294,7 @@ def test_compiled_in_bfloat16_loss_and_gradient_are_nearly_the_same(seed):
 
 @pytest.mark.slow
 def test_compiled_the_gradient_is_the_same(seed):
-    spec = replace(SPEC, network=replace(SPEC.network, width=8, depth=1))
-    net, batch = random_network(spec.network, seed), draw(64)
-    batch = Batch(batch.noise.float(), batch.label, batch.image.float(), batch.coins.float())
+    spec, net, batch = to_compile(seed)
 
     def loss() -> Tensor:
         return OBJECTIVES["lsd"].loss(net, spec, batch, Options()).each.mean()

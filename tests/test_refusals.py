@@ -17,15 +17,6 @@ from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.spec import Spec
 
 
-def said(capsys, *words: object) -> str:
-    """The sentence of a command that is refused."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
-
-
 # ---- the classifier
 @pytest.fixture
 def judge(tmp_path):
@@ -46,8 +37,8 @@ def judge(tmp_path):
         ("--print-config", "print_config is True for a classifier; expected only steps, batch, seed"),
     ],
 )
-def test_a_finished_classifier_is_held_to_what_is_asked(judge, capsys, words, expected):
-    assert expected in said(capsys, "train", "classifier", "--out", judge, *words.split())
+def test_a_finished_classifier_is_held_to_what_is_asked(judge, refusal, words, expected):
+    assert expected in refusal("train", "classifier", "--out", judge, *words.split())
 
 
 def test_the_same_classifier_is_finished_already(judge, capsys):
@@ -55,20 +46,20 @@ def test_the_same_classifier_is_finished_already(judge, capsys):
     assert "was finished already" in capsys.readouterr().out
 
 
-def test_points_have_no_classifier(tmp_path, capsys):
+def test_points_have_no_classifier(tmp_path, refusal):
     words = ("train", "classifier", "--data", "checkerboard", "--out", tmp_path / "judge")
-    assert "data is 'checkerboard'; a classifier expected pictures of two classes" in said(capsys, *words)
+    assert "data is 'checkerboard'; a classifier expected pictures of two classes" in refusal(*words)
     assert not list(tmp_path.iterdir())
 
 
 # ---- data
-def test_a_folder_with_the_name_of_a_known_data_set_is_refused(tmp_path, capsys):
+def test_a_folder_with_the_name_of_a_known_data_set_is_refused(tmp_path, refusal):
     (tmp_path / "digits").mkdir()
     words = ("train", "cfm", "--data", tmp_path / "digits", "--out", tmp_path / "run")
-    assert "digits means pyflow's own; expected another name: rename the folder" in said(capsys, *words)
+    assert "digits means pyflow's own; expected another name: rename the folder" in refusal(*words)
     (tmp_path / "recipe.yaml").write_text("data: faces\n")
     words = ("train", "cfm", "--config", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
-    assert "a folder of parquet files or pictures that is there: --data FOLDER" in said(capsys, *words)
+    assert "a folder of parquet files or pictures that is there: --data FOLDER" in refusal(*words)
 
 
 # ---- students
@@ -80,18 +71,18 @@ def points(tmp_path):
     return tmp_path / "pairs"
 
 
-def test_points_have_no_lpips(points, tmp_path, capsys):
+def test_points_have_no_lpips(points, tmp_path, refusal):
     words = ("distill", "reflow", "--pairs", points, "--out", tmp_path / "run", "--lpips", 1)
-    assert "lpips is 1; expected 0: points are no pictures to look at" in said(capsys, *words)
+    assert "lpips is 1; expected 0: points are no pictures to look at" in refusal(*words)
 
 
-def test_pairs_are_not_mirrored(points, tmp_path, capsys):
+def test_pairs_are_not_mirrored(points, tmp_path, refusal):
     words = ("distill", "reflow", "--pairs", points, "--out", tmp_path / "run", "--flip")
-    assert "flip is True; expected False: noise and picture of a pair belong together" in said(capsys, *words)
+    assert "flip is True; expected False: noise and picture of a pair belong together" in refusal(*words)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_student_has_the_recipe_of_its_teachers_size(tmp_path, size, capsys):
+def test_a_student_has_the_recipe_of_its_teachers_size(tmp_path, size, refusal):
     network = dataclasses.replace(SIZES[size], shape=(3, 64, 32), attention=(16,), classes=3, dropout=0.1)
     checkpoint.save(tmp_path / "teacher", torch.nn.Identity(), Spec(network, provenance={"data": "faces"}))
     came = commands.student("reflow", tmp_path / "teacher")
@@ -99,7 +90,7 @@ def test_a_student_has_the_recipe_of_its_teachers_size(tmp_path, size, capsys):
     assert commands.student("reflow", tmp_path / "teacher", size=size) == came
     other = "1m" if size == "9m" else "9m"
     words = ("distill", "reflow", "--teacher", tmp_path / "teacher", "--print-config", "--size", other)
-    assert f"size is '{other}'; expected {size}: the network is the teacher's" in said(capsys, *words)
+    assert f"size is '{other}'; expected {size}: the network is the teacher's" in refusal(*words)
 
 
 # ---- checkpoints that were edited
