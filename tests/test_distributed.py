@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
+from pyflow.training.distributed import join
 from pyflow.training.settings import Options
 from tiny import network
-from tiny_runs import DROPOUT, MAP, RECIPE, data, forked, interrupted, run
+from tiny_runs import DROPOUT, MAP, PATIENCE, RECIPE, data, exit_code, interrupted, run, started
 
 from pyflow import checkpoint
 from pyflow.errors import InvalidInput, NotFinite
@@ -25,21 +27,17 @@ SETTINGS = {
 }
 
 
-def together(folder, processes: int, work, *arguments) -> list[int]:
-    """Exit codes of this many processes that run `work(rank, *arguments)` in one group."""
-    children = [forked(_member, rank, processes, str(folder / "meeting"), work, arguments) for rank in range(processes)]
-    for child in children:
-        child.join(60)
-    codes = [child.exitcode for child in children]
-    for child in children:
-        child.kill()
-    return codes
+def together(folder, processes: int, work, *arguments) -> list[int | None]:
+    """Exit codes of this many processes that run `work(rank, folder, *arguments)` in one group."""
+    children = [started(_member, rank, processes, folder, work, arguments) for rank in range(processes)]
+    until = time.monotonic() + PATIENCE
+    return [exit_code(child, max(0.0, until - time.monotonic())) for child in children]
 
 
-def _member(rank: int, processes: int, meeting: str, work, arguments) -> None:
-    torch.set_num_threads(1)
+def _member(rank: int, processes: int, folder, work, arguments) -> None:
+    meeting = folder / "meeting"
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
-    work(rank, *arguments)
+    work(rank, folder, *arguments)
     dist.destroy_process_group()
 
 
@@ -55,13 +53,9 @@ def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], kind:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_two_processes_train_what_one_does(tmp_path, rng, name):
     setting = replace(SETTINGS[name], seed=int(rng.integers(2**31)), steps=4, learning_rate=1e-3)
-    start = network(setting.network, int(rng.integers(2**31)))
-    run(tmp_path / "one", setting, start=start)
-
-    def work(rank: int) -> None:
-        run(tmp_path / "two", setting, start=start)
-
-    assert together(tmp_path, 2, work) == [0, 0]
+    seed = int(rng.integers(2**31))
+    _trains(0, tmp_path, "one", setting, seed)
+    assert together(tmp_path, 2, _trains, "two", setting, seed) == [0, 0]
     one, two = (checkpoint.load_state(tmp_path / folder) for folder in ("one", "two"))
     assert torch.equal(one["rng"], two["rng"])
     # Muon takes the direction of small singular values as seriously as that of large ones, in bfloat16.
@@ -70,6 +64,10 @@ def test_two_processes_train_what_one_does(tmp_path, rng, name):
         assert checkpoint.is_checkpoint(tmp_path / "two" / "half-life-0.3")
     steps = [json.loads(line)["step"] for line in (tmp_path / "two.log" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 4]
+
+
+def _trains(rank: int, folder, name: str, setting, seed: int) -> None:
+    run(folder / name, setting, start=network(setting.network, seed))
 
 
 def test_one_process_of_two_is_not_the_whole(tmp_path):
@@ -83,68 +81,65 @@ def test_one_process_of_two_is_not_the_whole(tmp_path):
 
 
 def test_dropout_differs_between_processes_and_batches_do_not(tmp_path):
-    seen = tmp_path / "seen"
-    seen.mkdir()
-
-    def work(rank: int) -> None:
-        from pyflow.training.distributed import join
-
-        torch.manual_seed(3)
-        world = join("cpu")
-        with world.own_chance(3, 0):
-            inside = torch.rand(1).item()
-        (seen / str(rank)).write_text(json.dumps([inside, torch.rand(1).item()]))
-
-    assert together(tmp_path, 2, work) == [0, 0]
-    (first, common), (second, same) = (json.loads((seen / rank).read_text()) for rank in "01")
+    assert together(tmp_path, 2, _draws) == [0, 0]
+    (first, common), (second, same) = (json.loads((tmp_path / rank).read_text()) for rank in "01")
     assert first != second
     assert common == same
 
 
+def _draws(rank: int, folder) -> None:
+    torch.manual_seed(3)
+    with join("cpu").own_chance(3, 0):
+        inside = torch.rand(1).item()
+    (folder / str(rank)).write_text(json.dumps([inside, torch.rand(1).item()]))
+
+
 def test_a_loss_that_is_not_finite_in_one_process_stops_both(tmp_path):
-    setting, start = SETTINGS["adamw"], data(SETTINGS["adamw"])
-
-    def poisoned(count: int):
-        batch = start(count)
-        batch.image[1] = float("nan")  # the second process's
-        return batch
-
-    def work(rank: int) -> None:
-        with pytest.raises(NotFinite, match="step 0: loss nan"):
-            run(tmp_path / "run", setting, poisoned)
-
-    assert together(tmp_path, 2, work) == [0, 0]
+    assert together(tmp_path, 2, _is_poisoned) == [0, 0]
     assert not (tmp_path / "run").exists()
 
 
+def _is_poisoned(rank: int, folder) -> None:
+    draw = data(SETTINGS["adamw"])
+
+    def poisoned(count: int):
+        batch = draw(count)
+        batch.image[1] = float("nan")  # the second process's
+        return batch
+
+    with pytest.raises(NotFinite, match="step 0: loss nan"):
+        run(folder / "run", SETTINGS["adamw"], poisoned)
+
+
 def test_an_error_in_one_process_does_not_leave_the_other_waiting(tmp_path):
-    setting = SETTINGS["adamw"]
-
-    def work(rank: int) -> None:
-        run(tmp_path / "run", setting, interrupted(data(setting), 4) if rank == 1 else None)
-
-    codes = together(tmp_path, 2, work)
+    codes = together(tmp_path, 2, _the_second_is_interrupted)
     assert all(code not in (0, None) for code in codes), codes
     assert int(checkpoint.load_state(tmp_path / "run")["step"]) == 3
+
+
+def _the_second_is_interrupted(rank: int, folder) -> None:
+    setting = SETTINGS["adamw"]
+    run(folder / "run", setting, interrupted(data(setting), 4) if rank == 1 else None)
 
 
 def test_processes_that_see_other_folders_are_refused(tmp_path):
     setting = SETTINGS["adamw"]
     run(tmp_path / "run 0", replace(setting, half_lives=(0.2,)))
+    assert together(tmp_path, 2, _has_a_folder_of_its_own) == [0, 0]
 
-    def work(rank: int) -> None:
-        with pytest.raises(InvalidInput, match="expected one folder that all processes see"):
-            run(tmp_path / f"run {rank}", replace(setting, half_lives=(0.2,)))
 
-    assert together(tmp_path, 2, work) == [0, 0]
+def _has_a_folder_of_its_own(rank: int, folder) -> None:
+    with pytest.raises(InvalidInput, match="expected one folder that all processes see"):
+        run(folder / f"run {rank}", replace(SETTINGS["adamw"], half_lives=(0.2,)))
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path):
-    def work(rank: int) -> None:
-        with pytest.raises(InvalidInput, match="batch is 16; expected a multiple of 3 processes times accumulate=1"):
-            run(tmp_path / "run", SETTINGS["adamw"])
+    assert together(tmp_path, 3, _is_one_of_three) == [0, 0, 0]
 
-    assert together(tmp_path, 3, work) == [0, 0, 0]
+
+def _is_one_of_three(rank: int, folder) -> None:
+    with pytest.raises(InvalidInput, match="batch is 16; expected a multiple of 3 processes times accumulate=1"):
+        run(folder / "run", SETTINGS["adamw"])
 
 
 def test_torchrun_on_the_command_line_trains_what_one_process_does(tmp_path):

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_runs import (
+    PATIENCE,
     RECIPE,
     SETTINGS,
     Interrupted,
     data,
-    forked,
+    exit_code,
     interrupted,
     killed_after,
     run,
     spec_of,
+    started,
     whole,
 )
 
@@ -79,9 +81,10 @@ def test_what_is_compared_is_all_that_a_run_leaves(tmp_path):
 def test_a_run_that_is_killed_at_random_times_goes_on_exactly(tmp_path, rng, name):
     """It saves at every step: about half of the time it is writing a checkpoint."""
     setting, folder = SETTINGS[name], tmp_path / "killed"
-    started = time.monotonic()
-    killed_after(60, run, tmp_path / "whole", setting)
-    took = time.monotonic() - started
+    assert exit_code(started(int)) == 0  # what processes are forked from has begun
+    begun = time.monotonic()
+    assert killed_after(PATIENCE, run, tmp_path / "whole", setting)
+    took = time.monotonic() - begun
     kills = 0
     while kills < 30 and not killed_after(float(rng.uniform(0.1, 0.9)) * took, _saving, folder, setting):
         kills += 1
@@ -93,37 +96,38 @@ def test_a_run_that_is_killed_at_random_times_goes_on_exactly(tmp_path, rng, nam
 
 
 def _saving(folder, setting):
-    torch.set_num_threads(1)
     run(folder, setting, save_every=1)
 
 
 @pytest.mark.parametrize("call", ["_flush", "_exchange"])
-def test_a_run_that_is_killed_in_the_middle_of_a_save_goes_on_exactly(tmp_path, rng, monkeypatch, call):
+def test_a_run_that_is_killed_in_the_middle_of_a_save_goes_on_exactly(tmp_path, rng, call):
     """Before and after some call of a save."""
     setting = SETTINGS["half-lives"]
     run(tmp_path / "whole", setting)
-    expected, real = whole(tmp_path / "whole"), getattr(artefact, call)
+    expected = whole(tmp_path / "whole")
     calls = rng.choice(11, size=3, replace=False).tolist() if call == "_flush" else [0]  # 13 flushes a save
     for at in (number + 1 for number in calls):
         for before in (True, False):
-            folder, count = tmp_path / f"{call} {at} {before}", 0
+            folder = tmp_path / f"{call} {at} {before}"
             run_to(folder, setting, 4)  # a checkpoint stands: what is killed is the save that replaces it
-
-            def deadly(*arguments, at=at, before=before):
-                nonlocal count
-                count += 1
-                if count < at or not before:
-                    real(*arguments)
-                if count >= at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            monkeypatch.setattr(artefact, call, deadly)
-            process = forked(run, folder, setting)
-            process.join()
-            assert process.exitcode == -signal.SIGKILL
-            monkeypatch.setattr(artefact, call, real)
+            assert exit_code(started(_killed_in_a_save, folder, setting, call, at, before)) == -signal.SIGKILL
             run(folder, setting)
             assert whole(folder) == expected, f"killed {'before' if before else 'after'} call {at} of {call}"
+
+
+def _killed_in_a_save(folder, setting, call: str, at: int, before: bool) -> None:
+    real, count = getattr(artefact, call), 0
+
+    def deadly(*arguments):
+        nonlocal count
+        count += 1
+        if count < at or not before:
+            real(*arguments)
+        if count >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(artefact, call, deadly)
+    run(folder, setting)
 
 
 def run_to(folder, setting, steps: int) -> None:

@@ -1,10 +1,6 @@
 """The smallest training runs, and ways to end them early."""
 
 import multiprocessing
-import os
-import signal
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +9,6 @@ from pyflow.training.batch import Batch, unpaired
 from pyflow.training.settings import Options, Recipe
 from pyflow.training.trainer import provenance, train
 from tiny import UNET
-from tqdm import tqdm
 
 from pyflow import checkpoint
 from pyflow.spec import MLP, Spec
@@ -77,23 +72,35 @@ def whole(folder: Path) -> dict[str, bytes]:
     return {name: value.contiguous().numpy().tobytes() for name, value in tensors.items()}
 
 
-def forked(function, *arguments):
-    """A process of its own that runs this; quick, as torch is imported already."""
-    tqdm.monitor_interval = 0  # its thread may hold a lock that a fork would copy
-    sys.stdout.flush()
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+# Not a fork of this process: its other threads may hold a lock, and the copy would wait for ever.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tiny_runs", "pytest", "torch._dynamo"])
+PATIENCE = 120.0
+
+
+def started(function, *arguments):
+    """A process of its own that runs this function of a module; quick, as torch is imported already."""
+    process = PROCESSES.Process(target=_with_one_thread, args=(function, *arguments))
     process.start()
     return process
 
 
-def killed_after(seconds: float, function, *arguments) -> bool:
-    """Whether the process lived longer than that; else it died as by kill -9, wherever it was."""
-    process = forked(function, *arguments)
-    deadline = time.monotonic() + seconds
-    while process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGKILL)
+def _with_one_thread(function, *arguments) -> None:
+    torch.set_num_threads(1)
+    function(*arguments)
+
+
+def exit_code(process, seconds: float = PATIENCE) -> int | None:
+    """None of a process that had to be killed after so many seconds."""
+    process.join(seconds)
+    code = process.exitcode
+    process.kill()
     process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-    return process.exitcode == 0
+    return code
+
+
+def killed_after(seconds: float, function, *arguments) -> bool:
+    """Whether the process ended before that; else it died as by kill -9, wherever it was."""
+    code = exit_code(started(function, *arguments), seconds)
+    assert code in (0, None), code
+    return code == 0
