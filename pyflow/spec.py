@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from .core import PATHS, PREDICTIONS, SOLVERS, Path, Plan
 from .errors import InvalidArtefact, InvalidInput
@@ -20,6 +20,7 @@ class MLP:
     classes: int = 0
     times: int = 1
     guided: bool = False
+    sees_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _expect(len(self.shape) == 1, "an MLP's shape", self.shape, "one number, the dimensions of a point")
@@ -33,8 +34,8 @@ class UNet:
     """A picture network: `shape` is (channels, height, width), `channels` the width at full resolution.
 
     `multipliers` scale the width at each resolution, halving from one to the next; `attention` names the heights at
-    which blocks attend; `extra` is the number of conditioning channels joined to the input; a `guided` network is told
-    the guidance too.
+    which blocks attend; `extra` is the number of conditioning channels joined to the input: of a picture's channels and
+    one more, it is told what is kept and the mask; a `guided` network is told the guidance too.
     """
 
     shape: tuple[int, ...] = (3, 32, 32)
@@ -64,6 +65,11 @@ class UNet:
         _expect(groups_fit, "channels", self.channels, f"a multiple of 8 and of heads={self.heads}")
         _expect(0 <= self.dropout < 1, "dropout", self.dropout, "0 or more and below 1")
 
+    @property
+    def sees_mask(self) -> bool:
+        """Whether it is told, beside the state, the kept picture and the mask."""
+        return self.extra == self.shape[0] + 1
+
 
 @dataclass(frozen=True)
 class Own:
@@ -77,6 +83,7 @@ class Own:
     shape: tuple[int, ...]
     classes: int = 0
     times: int = 1
+    sees_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _expect(self.name.isidentifier(), "name", self.name, "the name of a class")
@@ -142,17 +149,18 @@ class Spec:
 
 
 def refuse_other_inputs(spec: Spec) -> None:
-    """For what runs a network on a state, its times and a label alone."""
+    """For what runs a network on a state, its times and a label, and on what is kept where it sees the mask."""
     if spec.network.guided:
         raise InvalidInput(
             "the network takes the guidance as an input; expected one of a fixed guidance: "
             "`pyflow bake CHECKPOINT --guidance G --out FOLDER` makes that"
         )
     extra = getattr(spec.network, "extra", 0)
-    if extra:
+    if extra and not spec.network.sees_mask:
+        told = spec.network.shape[0] + 1
         raise InvalidInput(
-            f"the network takes extra={extra} channels beside the state; expected 0: the sampler and the exporter have "
-            "nothing to give it there, call the model itself"
+            f"the network takes extra={extra} channels beside the state; expected 0, or {told} for the kept picture and "
+            "its mask: the sampler and the exporter have nothing else to give it there, call the model itself"
         )
 
 

@@ -219,8 +219,8 @@ def test_the_good_export_passes_where_the_planted_ones_fail(tiny_checkpoint, tin
 
 
 def test_extra_channels_are_refused(tmp_path):
-    save(tmp_path / "extra", Spec(replace(UNET, extra=2)))
-    with pytest.raises(InvalidInput, match="extra=2"):
+    save(tmp_path / "extra", Spec(replace(UNET, extra=3)))
+    with pytest.raises(InvalidInput, match=r"extra=3 channels beside the state; expected 0, or 2 for the kept picture"):
         export(tmp_path / "extra", tmp_path / "extra.engine")
 
 

@@ -21,6 +21,12 @@ def test_a_network_comes_back_equal(network):
     assert through_json(Spec(network)) == Spec(network)
 
 
+def test_a_network_sees_the_mask_with_channels_for_the_kept_picture_and_one_more():
+    assert [extra for extra in range(8) if UNet(extra=extra).sees_mask] == [4]
+    assert [extra for extra in range(8) if UNet((1, 32, 32), extra=extra).sees_mask] == [2]
+    assert not MLP().sees_mask
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_spec_comes_back_equal(path, prediction, rng):

@@ -34,6 +34,11 @@ class PyflowPipeline(DiffusionPipeline):
                 f"unet is a {type(unet).__name__}; expected a PyflowNetwork: load_teacher opens a UNet2DModel"
             )
         refuse_other_inputs(unet.spec)
+        if unet.spec.network.sees_mask:
+            raise InvalidInput(
+                "the network sees the mask; expected one that does not: this pipeline has no picture to keep, "
+                "inpaint with pyflow.load(CHECKPOINT).inpaint"
+            )
         _refuse_stranger(unet.spec, scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
 
