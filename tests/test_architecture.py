@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # A unit is a file or folder of the package (pyflow/X.py, pyflow/X/, kernels/, training/), or a folder beside it.
 FLOORS = [
     {"core", "errors", "noise", "records"},
-    {"kernels", "native", "spec", "timing", "artefact", "metrics"},
-    {"models", "pictures"},
+    {"kernels", "native", "spec", "timing", "artefact", "metrics", "masks"},
+    {"models", "pictures", "drawing", "axes", "charts"},
     {"checkpoint"},
     {"engines", "training"},
     {"loading", "sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
