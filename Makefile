@@ -82,6 +82,8 @@ $(VENV)/packages: pyproject.toml constraints.txt tools/install_torch.sh
 	tools/install_torch.sh $(VENV)
 	$(BIN)/pip install -q -c constraints.txt setuptools pybind11 cmake ninja
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e '.[demo,data,logs,diffusers,openvino,tensorrt,triton,test,dev]'
+	# torchvision, which it asks for, does not import beside the CPU torch; what is used of it needs none.
+	$(BIN)/pip install -q --no-deps -c constraints.txt clean-fid
 	touch $@
 
 $(VENV)/native: $(VENV)/packages $(NATIVE)

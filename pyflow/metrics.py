@@ -1,37 +1,113 @@
-"""Quality of what is generated: the Fréchet distance of features, the share of labels that a classifier reads, and the
-Kullback-Leibler divergence of points in the plane."""
+"""Quality of what is generated: the Fréchet and the kernel distance of features, the share of labels that a classifier
+reads, and the Kullback-Leibler divergence of points in the plane."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
 from .errors import InvalidInput
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+@dataclass(frozen=True)
+class Moments:
+    """How many samples there are, their mean, and the sum of their outer products about it, in float64."""
+
+    count: int
+    mean: np.ndarray  # (D,)
+    scatter: np.ndarray  # (D, D)
+
+    @classmethod
+    def of(cls, features: np.ndarray, name: str = "features") -> "Moments":
+        """Those of features (N, D)."""
+        refuse_unlike_features(name, features)
+        exact = features.astype(np.float64)
+        mean = exact.mean(0) if len(exact) else np.zeros(features.shape[1])
+        exact -= mean
+        return cls(len(features), mean, exact.T @ exact)
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Those of both sets together (Chan et al. 1979), as if they had come at once."""
+        if self.mean.shape != other.mean.shape:
+            raise InvalidInput(f"{len(self.mean)} features meet {len(other.mean)}; expected the same extractor's")
+        if not (self.count and other.count):
+            return self if self.count else other
+        count, apart = self.count + other.count, other.mean - self.mean
+        scatter = self.scatter + other.scatter + np.outer(apart, apart * (self.count * other.count / count))
+        return Moments(count, self.mean + apart * (other.count / count), scatter)
+
+    def covariance(self, name: str = "the set") -> np.ndarray:
+        size = len(self.mean)
+        if self.count <= size:
+            raise InvalidInput(
+                f"{name} has shape {(self.count, size)}; a covariance of D features needs more than D samples: "
+                f"{size + 1} or more"
+            )
+        return self.scatter / (self.count - 1)
+
+
+def refuse_unlike_features(name: str, features: np.ndarray) -> None:
+    if features.ndim != 2 or not features.shape[1]:
+        raise InvalidInput(
+            f"{name} has shape {features.shape}; a covariance of D features needs more than D samples: (N > D, D)"
+        )
+    if not np.isfinite(features).all():
+        raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite features")
+
+
+def frechet_distance(first: np.ndarray | Moments, second: np.ndarray | Moments) -> float:
     """|mean difference|^2 + tr(A + B - 2 (A B)^1/2) of two sets of features (N, D), each seen as a Gaussian.
 
     The trace of (A B)^1/2 is the sum of the singular values of A^1/2 B^1/2, which needs no complex square root.
     """
-    for name, features in (("first", first), ("second", second)):
-        if features.ndim != 2 or len(features) <= features.shape[1]:
-            raise InvalidInput(
-                f"{name} has shape {features.shape}; a covariance of D features needs more than D samples: (N > D, D)"
-            )
-        if not np.isfinite(features).all():
-            raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite features")
-    if first.shape[1] != second.shape[1]:
-        raise InvalidInput(f"first has {first.shape[1]} features, second {second.shape[1]}; expected the same")
-    difference = first.mean(0, dtype=np.float64) - second.mean(0, dtype=np.float64)
     a, b = (
-        np.cov(features.astype(np.float64), rowvar=False).reshape(2 * features.shape[1:])
-        for features in (first, second)
+        given if isinstance(given, Moments) else Moments.of(given, name)
+        for name, given in (("first", first), ("second", second))
     )
-    cross = np.linalg.svd(_root(a) @ _root(b), compute_uv=False).sum()
-    return float(difference @ difference + np.trace(a) + np.trace(b) - 2 * cross)
+    covariances = a.covariance("first"), b.covariance("second")
+    if a.mean.shape != b.mean.shape:
+        raise InvalidInput(f"first has {len(a.mean)} features, second {len(b.mean)}; expected the same")
+    difference, roots = a.mean - b.mean, [_root(covariance) for covariance in covariances]
+    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    return float(difference @ difference + sum(map(np.trace, covariances)) - 2 * cross)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh(covariance)
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def kernel_distance(
+    first: np.ndarray, second: np.ndarray, *, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> float:
+    """The unbiased squared MMD of two sets (N, D) under (x.y / D + 1)^3 (Bińkowski et al. 2018), a mean over subsets.
+
+    Each subset has `size` samples of either set, or as many as the smaller one. It may fall below zero. The floor is
+    6 size^2 D operations a subset and three passes over size^2 kernel values: at 2048 features 12 GFLOP and 24 MB.
+    """
+    for name, features in (("first", first), ("second", second)):
+        refuse_unlike_features(name, features)
+    if first.shape[1] != second.shape[1]:
+        raise InvalidInput(f"first has {first.shape[1]} features, second {second.shape[1]}; expected the same")
+    size = min(size, len(first), len(second))
+    if size < 2 or subsets < 1:
+        raise InvalidInput(f"{subsets} subsets of {size} samples; expected 1 or more of 2 or more: give more samples")
+    draw, total = np.random.default_rng(seed), 0.0
+    for _ in range(subsets):
+        y, x = (drawn[draw.choice(len(drawn), size, replace=False)].astype(np.float64) for drawn in (second, first))
+        within = _kernel_sum(x, x) + _kernel_sum(y, y) - _diagonal_sum(x) - _diagonal_sum(y)
+        total += within / (size * (size - 1)) - 2 * _kernel_sum(x, y) / size**2
+    return total / subsets
+
+
+def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
+    kernel = x @ y.T
+    kernel /= x.shape[1]
+    kernel += 1
+    return float(np.vdot(kernel * kernel, kernel))
+
+
+def _diagonal_sum(x: np.ndarray) -> float:
+    return float(((np.square(x).sum(1) / x.shape[1] + 1) ** 3).sum())
 
 
 def label_accuracy(read: np.ndarray, asked: np.ndarray) -> float:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A unit is a file or folder of the package (pyflow/X.py, pyflow/X/, kernels/, training/), or a folder beside it.
 FLOORS = [
     {"core", "errors", "noise", "records"},
-    {"kernels", "native", "spec", "timing", "artefact", "metrics", "masks"},
+    {"kernels", "native", "spec", "timing", "artefact", "metrics", "neighbours", "masks"},
     {"models", "pictures", "drawing", "axes", "charts"},
     {"checkpoint"},
     {"engines", "training"},
