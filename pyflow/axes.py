@@ -1,0 +1,110 @@
+"""What charts share: a scale from values to pixels, its ticks, and the legend."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from .drawing import Mark, Path, Words, text_width
+from .errors import InvalidInput
+
+SMALL, PLAIN, HEAD = 12.0, 13.0, 15.0  # sizes of text
+
+
+# (corners, where the first is in turns, radius): circle, square, diamond, triangles up and down, hexagon
+_SHAPES = ((24, 0.0, 5.0), (4, 0.125, 5.8), (4, 0.0, 6.4), (3, 0.25, 6.6), (3, 0.75, 6.6), (6, 0.0, 5.6))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`low` stands at pixel `start` and `high` at `end`, on a straight or a logarithmic way between them."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise InvalidInput(f"an axis goes from {self.low} to {self.high}; expected two finite numbers, low to high")
+        if self.log and self.low <= 0:
+            raise InvalidInput(f"a logarithmic axis begins at {self.low}; expected more than 0")
+
+    def at(self, value: float) -> float:
+        low, high, value = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, most: int = 7) -> list[float]:
+        """Round numbers inside: on a logarithmic axis decades, or 1-2-5 where they would be fewer than three."""
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for digits in ((1,), (1, 3), (1, 2, 5)):
+                found = [d * 10.0**k for k in decades for d in digits if self.low <= d * 10.0**k <= self.high]
+                if 3 <= len(found) <= most:
+                    return found
+        return round_numbers(self.low, self.high, most)
+
+
+def round_numbers(low: float, high: float, most: int) -> list[float]:
+    """At most `most` multiples of 1, 2 or 5 times a power of ten."""
+    least = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= least)
+    return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def spanning(values: Sequence[float], start: float, end: float, *, log: bool = False, margin: float = 0.06) -> Scale:
+    """A scale that holds all `values`, with room at both ends; from zero where it is straight and they are positive."""
+    refuse_bad(values, "a chart")
+    low, high = min(values), max(values)
+    if log:
+        if low <= 0:
+            raise InvalidInput(f"a logarithmic axis was given {low}; expected values above 0")
+        room = max((high / low) ** margin, 1.05)
+        return Scale(low / room, high * room, start, end, log=True)
+    low = min(low, 0.0)
+    room = (high - low) * margin or 1.0
+    return Scale(low - room * (low < 0), high + room, start, end)
+
+
+def refuse_bad(values: Sequence[float], what: str) -> None:
+    if not values:
+        raise InvalidInput(f"{what} has no values; expected one or more")
+    for value in values:
+        if not math.isfinite(value):
+            raise InvalidInput(f"{what} holds {value}; expected finite numbers")
+
+
+def number(value: float) -> str:
+    """As it stands at a tick: 0.25, 10, 1,000."""
+    return f"{value:,.7g}" if value == 0 or 1e-4 <= abs(value) < 1e7 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def legend(
+    entries: Sequence[tuple[str, Sequence[Mark]]], left: float, top: float, right: float
+) -> tuple[list[Mark], float]:
+    """Names in lines from `left` to `right`, each behind its key, which is drawn around (0, 0); and where they end."""
+    marks: list[Mark] = []
+    x, y, line = left, top, 20.0
+    for name, key in entries:
+        wide = 26 + text_width(name, PLAIN) + 18
+        if x > left and x + wide > right + 18:
+            x, y = left, y + line
+        marks += [moved(mark, x + 9, y) for mark in key]
+        marks.append(Words(x + 24, y, name, "ink", PLAIN))
+        x += wide
+    return marks, y + line
+
+
+def moved(mark: Mark, x: float, y: float) -> Mark:
+    if isinstance(mark, Words):
+        return replace(mark, x=mark.x + x, y=mark.y + y)
+    return replace(mark, points=tuple((px + x, py + y) for px, py in mark.points))
+
+
+def symbol(index: int, colour: str, *, x: float = 0.0, y: float = 0.0, told: str = "") -> Path:
+    """A series' own shape, for whom its colour is not enough."""
+    corners, turn, radius = _SHAPES[index % len(_SHAPES)]
+    angles = [2 * math.pi * (turn + k / corners) for k in range(corners)]
+    points = tuple((x + radius * math.cos(a), y - radius * math.sin(a)) for a in angles)
+    return Path(points, "paper", colour, width=1.5, closed=True, told=told)

@@ -1,0 +1,128 @@
+"""Charts as a paper prints them, drawn anew for each width, so that a phone's letters are as large as a desktop's."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from .axes import HEAD, PLAIN, SMALL, legend, number, refuse_bad, round_numbers, symbol
+from .drawing import SERIES, Drawing, Mark, Path, Words, box, png, svg, text_width
+from .errors import InvalidInput
+
+WIDE, NARROW = 880.0, 350.0  # pixels: a desktop's column and a phone's
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`draw` makes the drawing for a width."""
+
+    title: str
+    draw: Callable[[float], Drawing]
+
+    def svg(self) -> str:
+        """For a page, whose style shows one of the two widths."""
+        return svg(self.draw(WIDE), self.title, "wide") + svg(self.draw(NARROW), self.title, "narrow")
+
+    def png(self) -> bytes:
+        """The wide one, for a paper."""
+        return png(self.draw(WIDE))
+
+
+def heat_map(
+    values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str, unit: str
+) -> Chart:
+    """A cell a value, the deeper the larger; `values` holds a list a row."""
+    _refuse_misfit(values, len(rows), len(columns), title)
+    every = [value for line in values for value in line]
+    refuse_bad(every, title)
+    low, high = min(every), max(every)
+
+    def draw(width: float) -> Drawing:
+        left = 12 + max(text_width(name, PLAIN) for name in rows)
+        cell = min(96.0, (width - left) / len(columns))
+        turned = max(text_width(name, SMALL) for name in columns) > cell - 4
+        top = 44.0 + (0.72 * max(text_width(name, SMALL) for name in columns) + 8 if turned else 20)
+        tall = 34.0
+        marks: list[Mark] = [*_head(title, unit)]
+        for place, name in enumerate(columns):
+            middle = left + (place + 0.5) * cell
+            anchor, angle = ("start", -45.0) if turned else ("middle", 0.0)
+            marks.append(Words(middle, top - 11, name, "soft", SMALL, anchor, angle=angle))
+        for line, name in enumerate(rows):
+            middle = top + (line + 0.5) * tall
+            marks.append(Words(left - 10, middle, name, "ink", PLAIN, "end"))
+            for place, value in enumerate(values[line]):
+                depth = 0.06 + 0.94 * ((value - low) / (high - low) if high > low else 0.5)
+                x = left + place * cell
+                told = f"{name}, {columns[place]}: {value:.4g} {unit}"
+                inside = (x + 1, middle - tall / 2 + 1, x + cell - 1, middle + tall / 2 - 1)
+                marks.append(box(*inside, fill="deep", opacity=depth, told=told))
+                shown = f"{value:.3g}"
+                if text_width(shown, SMALL) < cell - 4:
+                    colour = "paper" if depth > 0.66 else "ink"
+                    marks.append(Words(x + cell / 2, middle, shown, colour, SMALL, "middle"))
+        return Drawing(left + len(columns) * cell + (30 if turned else 0), top + len(rows) * tall + 4, marks)
+
+    return Chart(title, draw)
+
+
+def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str, unit: str = "") -> Chart:
+    """A spoke an axis, all of one scale with zero in the middle; a closed line a series."""
+    if len(axes) < 3:
+        raise InvalidInput(f"{title} has {len(axes)} axes; expected three or more, fewer are bars")
+    _refuse_misfit([*series.values()], len(series), len(axes), title)
+    every = [value for line in series.values() for value in line]
+    refuse_bad(every, title)
+    if min(every) < 0:
+        raise InvalidInput(f"{title} holds {min(every)}; expected values of zero or more, a spoke begins at zero")
+    ring = round_numbers(0, max(every) or 1.0, 5)[1]
+    rings = [ring * (k + 1) for k in range(math.ceil((max(every) or 1.0) / ring - 1e-9))]
+    outer = rings[-1]
+
+    def draw(width: float) -> Drawing:
+        wide = min(width, 560.0)
+        side = max(text_width(name, PLAIN) for name in axes) + 12
+        radius = max(60.0, min(180.0, wide / 2 - side))
+        names, below = legend([(name, _key(at)) for at, name in enumerate(series)], 0, 50, wide)
+        middle = wide / 2, below + 14 + radius
+
+        def at(spoke: int, value: float) -> tuple[float, float]:
+            angle, far = 2 * math.pi * spoke / len(axes), radius * value / outer
+            return middle[0] + far * math.sin(angle), middle[1] - far * math.cos(angle)
+
+        marks: list[Mark] = [*_head(title, unit), *names]
+        spokes = range(len(axes))
+        marks += [Path([at(spoke, ring) for spoke in spokes], "rule", closed=True) for ring in rings]
+        marks += [Path((middle, at(spoke, outer)), "rule") for spoke in spokes]
+        for index, (name, line) in enumerate(series.items()):
+            colour, points = SERIES[index % len(SERIES)], [at(spoke, value) for spoke, value in enumerate(line)]
+            marks.append(Path(points, colour, colour, width=2.2, opacity=0.10, closed=True))
+            for spoke, (x, y) in enumerate(points):
+                told = f"{name}, {axes[spoke]}: {line[spoke]:.4g} {unit}"
+                marks.append(symbol(index, colour, x=x, y=y, told=told))
+        for ring in rings:
+            (x, y), (to_x, to_y) = at(0, ring), at(1, ring)
+            marks.append(Words((x + to_x) / 2, (y + to_y) / 2, number(ring), "soft", SMALL - 1, "middle"))
+        for spoke, name in enumerate(axes):
+            across = math.sin(2 * math.pi * spoke / len(axes))
+            x, y = at(spoke, outer * (1 + 15 / radius))
+            anchor = "middle" if abs(across) < 0.1 else "start" if across > 0 else "end"
+            marks.append(Words(x, y, name, "ink", PLAIN, anchor))
+        return Drawing(wide, middle[1] + radius + 26, marks)
+
+    return Chart(title, draw)
+
+
+def _head(title: str, unit: str) -> list[Mark]:
+    """The title, and under it what the numbers are."""
+    return [Words(0, 11, title, "ink", HEAD, bold=True), *([Words(0, 31, unit, "soft", PLAIN)] if unit else [])]
+
+
+def _key(index: int) -> list[Mark]:
+    colour = SERIES[index % len(SERIES)]
+    return [Path(((-9, 0), (9, 0)), colour, width=2.2), symbol(index, colour)]
+
+
+def _refuse_misfit(values: Sequence[Sequence[float]], rows: int, columns: int, title: str) -> None:
+    came = [len(line) for line in values]
+    if not rows or not columns or came != [columns] * rows:
+        raise InvalidInput(f"{title} has lines of {came} values; expected {rows} of {columns}, and one or more of each")
