@@ -19,6 +19,7 @@ from .pictures import OUTPUT_TYPES, Output, model_values, read_image, read_mask
 from .spec import Spec
 
 STEPS_LIMIT, BATCH_LIMIT = 10_000, 65_536
+SEARCHED = "searched"
 
 
 class Known(NamedTuple):
@@ -81,8 +82,8 @@ class Flow:
 
         steps: network calls (twice as many for heun). label: one class for all, one a picture, or None for no label.
         guidance: 1 is none; above 1 follows the label more closely. solver: of `core.SOLVERS`. grid: of `core.GRIDS`,
-        or the times themselves, which then tell the steps. callback(row) is called after every row, by a whole sampler
-        after its last. known: what `inpaint` keeps.
+        "searched" for what `pyflow eval --search-grid` found, or the times themselves, which then tell the steps.
+        callback(row) is called after every row, by a whole sampler after its last. known: what `inpaint` keeps.
         """
         steps = _either("steps", steps, "num_inference_steps", num_inference_steps, None)
         guidance = _either("guidance", guidance, "guidance_scale", guidance_scale, 1.0)
@@ -160,15 +161,25 @@ class Flow:
         name = self.spec.solver if solver is None else solver
         if name not in core.SOLVERS:
             raise InvalidInput(f"solver is {name!r}; expected one of {', '.join(core.SOLVERS)}")
-        if isinstance(grid, str):
+        if grid == SEARCHED:
+            times: Sequence[float] = self._searched(steps or 1)
+        elif isinstance(grid, str):
             if grid not in core.GRIDS:
-                raise InvalidInput(
-                    f"grid is {grid!r}; expected one of {', '.join(core.GRIDS)}, or rising times from 0 to 1"
-                )
-            times: Sequence[float] = core.GRIDS[grid](steps or 1)
+                known = ", ".join([*core.GRIDS, SEARCHED])
+                raise InvalidInput(f"grid is {grid!r}; expected one of {known}, or rising times from 0 to 1")
+            times = core.GRIDS[grid](steps or 1)
         else:
             times = _times(grid, steps)
         return self.spec.plan(times, name)
+
+    def _searched(self, steps: int) -> Sequence[float]:
+        grids = self.spec.grids
+        if str(steps) not in grids:
+            raise InvalidInput(
+                f"grid is {SEARCHED!r} for {steps} steps; expected steps out of those searched, "
+                f"{', '.join(grids) or 'none yet'}: `pyflow eval SOURCE --search-grid --steps {steps}` searches"
+            )
+        return grids[str(steps)]
 
     def _labels(self, label: int | Sequence[int] | None, batch: int) -> np.ndarray | None:
         classes = self.spec.network.classes
