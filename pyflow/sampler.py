@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import core
+from . import core, resampling
 from .engines.runner import Request, Runner
 from .errors import InvalidInput, NotFinite
 from .noise import PICTURE_LIMIT, SEED_LIMIT
@@ -23,10 +23,15 @@ SEARCHED = "searched"
 
 
 class Known(NamedTuple):
-    """The known picture as the network's values, and the mask: 1 is generated, 0 is kept."""
+    """The known picture as the network's values, and the mask: 1 is generated, 0 is kept; one for all or one a picture.
+
+    Each stretch of `jump` steps is passed `resamples` times.
+    """
 
     image: np.ndarray
     mask: np.ndarray
+    resamples: int = 1
+    jump: int = 1
 
 
 class Timings(NamedTuple):
@@ -91,7 +96,7 @@ class Flow:
         batch = count("batch", batch, 1, BATCH_LIMIT)
         self._check_guidance(guidance, label)
         self._check_output_type(output_type)
-        plan = self.plan(steps, solver, grid)
+        plan = self.plan(steps, solver, grid, *((known.resamples, known.jump) if known else ()))
         request = Request(
             plan,
             batch,
@@ -136,12 +141,22 @@ class Flow:
         )
         getattr(self.runner, "warm", self.runner.run)(request)
 
-    def inpaint(self, image: Any, mask_image: Any, *, batch: int = 1, **arguments: Any) -> Any:
+    def inpaint(
+        self,
+        image: Any,
+        mask_image: Any,
+        *,
+        batch: int = 1,
+        resamples: int = 1,
+        jump: int = 1,
+        **arguments: Any,
+    ) -> Any:
         """Repaint where `mask_image` is white; the pixels where it is black come back unchanged.
 
         image: a PIL image or uint8 array (height, width[, channels]). mask_image: the same size, black and white only,
-        as a PIL image, a uint8 array of 0 and 255, or a boolean array (True repaints). The rest as in `sample`, with
-        4 steps where none are named.
+        as a PIL image, a uint8 array of 0 and 255, or a boolean array (True repaints). resamples: how often each
+        stretch of `jump` steps is passed, so that what is new fits what is kept (RePaint); that many times the calls.
+        The rest as in `sample`, with 4 steps where none are named.
         """
         shape = self.spec.network.shape
         if len(shape) != 3:
@@ -149,30 +164,41 @@ class Flow:
         given = arguments.get("num_inference_steps"), arguments.get("steps")
         if given == (None, None) and isinstance(arguments.get("grid", "uniform"), str):
             arguments["steps"] = 4
-        known = Known(model_values(read_image(image, shape)), read_mask(mask_image, shape))
+        known = Known(model_values(read_image(image, shape)), read_mask(mask_image, shape), resamples, jump)
         return self.sample(batch, **arguments, known=known)
 
     def plan(
-        self, steps: int | None = None, solver: str | None = None, grid: str | Sequence[float] = "uniform"
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        grid: str | Sequence[float] = "uniform",
+        resamples: int = 1,
+        jump: int = 1,
     ) -> core.Plan:
-        """The rows that `sample` would run."""
+        """The rows that `sample` would run, or `inpaint` with these resampling jumps."""
         if steps is not None:
             steps = count("steps", steps, 1, STEPS_LIMIT)
         name = self.spec.solver if solver is None else solver
         if name not in core.SOLVERS:
             raise InvalidInput(f"solver is {name!r}; expected one of {', '.join(core.SOLVERS)}")
-        if grid == SEARCHED:
-            times: Sequence[float] = self._searched(steps or 1)
-        elif isinstance(grid, str):
-            if grid not in core.GRIDS:
-                known = ", ".join([*core.GRIDS, SEARCHED])
-                raise InvalidInput(f"grid is {grid!r}; expected one of {known}, or rising times from 0 to 1")
-            times = core.GRIDS[grid](steps or 1)
-        else:
-            times = _times(grid, steps)
-        return self.spec.plan(times, name)
+        times = self._named_grid(grid, steps or 1) if isinstance(grid, str) else _times(grid, steps)
+        plan = self.spec.plan(times, name)
+        if count("resamples", resamples, 1, STEPS_LIMIT) == 1:
+            return plan
+        if name not in resampling.SOLVERS:
+            raise InvalidInput(
+                f"resamples is {resamples} and solver {name!r}, whose rows build on the row before; "
+                f"a resampling jump expected one of {', '.join(resampling.SOLVERS)}"
+            )
+        count("steps times resamples", len(plan) * resamples, 1, STEPS_LIMIT)
+        return resampling.resampled(self.spec.math_path, plan, times, resamples, count("jump", jump, 1, STEPS_LIMIT))
 
-    def _searched(self, steps: int) -> Sequence[float]:
+    def _named_grid(self, grid: str, steps: int) -> Sequence[float]:
+        if grid in core.GRIDS:
+            return core.GRIDS[grid](steps)
+        if grid != SEARCHED:
+            known = ", ".join([*core.GRIDS, SEARCHED])
+            raise InvalidInput(f"grid is {grid!r}; expected one of {known}, or rising times from 0 to 1")
         grids = self.spec.grids
         if str(steps) not in grids:
             raise InvalidInput(
