@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .drawing import Mark, Path, Words, text_width
+from .drawing import SERIES, Mark, Shape, Words, text_width
 from .errors import InvalidInput
 
 SMALL, PLAIN, HEAD = 12.0, 13.0, 15.0  # sizes of text
@@ -53,18 +53,19 @@ def round_numbers(low: float, high: float, most: int) -> list[float]:
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def spanning(values: Sequence[float], start: float, end: float, *, log: bool = False, margin: float = 0.06) -> Scale:
-    """A scale that holds all `values`, with room at both ends; from zero where it is straight and they are positive."""
+def spanning(values: Sequence[float], start: float, end: float, *, log: bool = False, zero: bool = False) -> Scale:
+    """A scale that holds all `values` with room at both ends; from `zero`, or where half of it would be empty."""
     refuse_bad(values, "a chart")
     low, high = min(values), max(values)
     if log:
         if low <= 0:
             raise InvalidInput(f"a logarithmic axis was given {low}; expected values above 0")
-        room = max((high / low) ** margin, 1.05)
+        room = max((high / low) ** 0.06, 1.05)
         return Scale(low / room, high * room, start, end, log=True)
-    low = min(low, 0.0)
-    room = (high - low) * margin or 1.0
-    return Scale(low - room * (low < 0), high + room, start, end)
+    if zero or 0 < low < high / 2:
+        low = min(low, 0.0)
+    room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return Scale(low - room * (low != 0), high + room, start, end)
 
 
 def refuse_bad(values: Sequence[float], what: str) -> None:
@@ -87,13 +88,41 @@ def legend(
     marks: list[Mark] = []
     x, y, line = left, top, 20.0
     for name, key in entries:
-        wide = 26 + text_width(name, PLAIN) + 18
+        wide = 31 + text_width(name, PLAIN) + 18
         if x > left and x + wide > right + 18:
             x, y = left, y + line
-        marks += [moved(mark, x + 9, y) for mark in key]
-        marks.append(Words(x + 24, y, name, "ink", PLAIN))
+        marks += [moved(mark, x + 11, y) for mark in key]
+        marks.append(Words(x + 29, y, name, "ink", PLAIN))
         x += wide
     return marks, y + line
+
+
+def head(title: str, unit: str) -> list[Mark]:
+    """The title, and under it what the numbers are."""
+    return [Words(0, 11, title, "ink", HEAD, bold=True), *([Words(0, 31, unit, "soft", PLAIN)] if unit else [])]
+
+
+def key(index: int) -> list[Mark]:
+    """A series in the legend."""
+    colour = colour_of(index)
+    return [Shape(((-11, 0), (11, 0)), colour, width=2.2), symbol(index, colour)]
+
+
+def colour_of(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def names_along(names: Sequence[str], left: float, step: float, y: float, *, above: bool) -> tuple[list[Mark], float]:
+    """A name at the middle of each cell, aslant where one is too long; and how high they are together."""
+    longest = max(text_width(name, SMALL) for name in names)
+    slant = longest > step - 4
+    rise = -1 if above else 1
+    anchor, angle = ("start" if above else "end", -45.0) if slant else ("middle", 0.0)
+    marks = [
+        Words(left + (place + 0.5) * step + 4 * rise * -slant, y + 10 * rise, name, "soft", SMALL, anchor, angle=angle)
+        for place, name in enumerate(names)
+    ]
+    return [*marks], 0.72 * longest + 14 if slant else 20
 
 
 def moved(mark: Mark, x: float, y: float) -> Mark:
@@ -102,9 +131,9 @@ def moved(mark: Mark, x: float, y: float) -> Mark:
     return replace(mark, points=tuple((px + x, py + y) for px, py in mark.points))
 
 
-def symbol(index: int, colour: str, *, x: float = 0.0, y: float = 0.0, told: str = "") -> Path:
+def symbol(index: int, colour: str, *, x: float = 0.0, y: float = 0.0, told: str = "") -> Shape:
     """A series' own shape, for whom its colour is not enough."""
     corners, turn, radius = _SHAPES[index % len(_SHAPES)]
     angles = [2 * math.pi * (turn + k / corners) for k in range(corners)]
     points = tuple((x + radius * math.cos(a), y - radius * math.sin(a)) for a in angles)
-    return Path(points, "paper", colour, width=1.5, closed=True, told=told)
+    return Shape(points, "paper", colour, width=1.5, closed=True, told=told)

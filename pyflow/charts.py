@@ -4,8 +4,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .axes import HEAD, PLAIN, SMALL, legend, number, refuse_bad, round_numbers, symbol
-from .drawing import SERIES, Drawing, Mark, Path, Words, box, png, svg, text_width
+from .axes import (
+    PLAIN,
+    SMALL,
+    Scale,
+    colour_of,
+    head,
+    key,
+    legend,
+    moved,
+    names_along,
+    number,
+    refuse_bad,
+    round_numbers,
+    spanning,
+    symbol,
+)
+from .drawing import Drawing, Mark, Shape, Words, box, png, svg, text_width
 from .errors import InvalidInput
 
 WIDE, NARROW = 880.0, 350.0  # pixels: a desktop's column and a phone's
@@ -27,6 +42,55 @@ class Chart:
         return png(self.draw(WIDE))
 
 
+def bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    title: str,
+    unit: str,
+    palette: Sequence[int] = (),
+) -> Chart:
+    """A group of bars a name of `groups`, one a series, from zero; None leaves a gap. `palette` numbers the colours."""
+    _refuse_misfit([*series.values()], len(series), len(groups), title)
+    every = [value for line in series.values() for value in line if value is not None]
+    refuse_bad(every, title)
+    colours = [colour_of(index) for index in palette or range(len(series))]
+
+    def draw(width: float) -> Drawing:
+        keys: list[tuple[str, Sequence[Mark]]] = [
+            (name, [box(-6, -6, 6, 6, fill=colour)]) for name, colour in zip(series, colours)
+        ]
+        names, top = legend(keys, 0, 52, width)
+        tall = 240.0 if width > NARROW else 190.0
+        up = spanning([0.0, *every], top + tall, top + 8, zero=True)
+        marks: list[Mark] = [*head(title, unit), *names]
+        left = rules(marks, up, width)
+        group = (width - left) / len(groups)
+        thick = min(34.0, 0.78 * group / len(series))
+        for place, name in enumerate(groups):
+            begin = left + (place + 0.5) * group - thick * len(series) / 2
+            for at, (label, line) in enumerate(series.items()):
+                value = line[place]
+                if value is not None:
+                    x, gap = begin + at * thick, min(1.0, thick / 8)
+                    told = f"{label}, {name}: {value:.4g}"
+                    marks.append(box(x + gap, up.at(value), x + thick - gap, up.at(0), fill=colours[at], told=told))
+        below, high = names_along(groups, left, group, top + tall, above=False)
+        return Drawing(width, top + tall + high + 4, [*marks, *below])
+
+    return Chart(title, draw)
+
+
+def rules(marks: list[Mark], up: Scale, width: float) -> float:
+    """Level lines at the ticks of `up`, with their numbers before them; where the lines begin."""
+    ticks = up.ticks()
+    left = 10 + max(text_width(number(tick), SMALL) for tick in ticks)
+    for tick in ticks:
+        y = up.at(tick)
+        marks.append(Shape(((left, y), (width, y)), "soft" if tick == 0 else "rule"))
+        marks.append(Words(left - 8, y, number(tick), "soft", SMALL, "end"))
+    return left
+
+
 def heat_map(
     values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], title: str, unit: str
 ) -> Chart:
@@ -38,15 +102,11 @@ def heat_map(
 
     def draw(width: float) -> Drawing:
         left = 12 + max(text_width(name, PLAIN) for name in rows)
-        cell = min(96.0, (width - left) / len(columns))
-        turned = max(text_width(name, SMALL) for name in columns) > cell - 4
-        top = 44.0 + (0.72 * max(text_width(name, SMALL) for name in columns) + 8 if turned else 20)
+        cell = min(96.0, (width - left - 14) / len(columns))
+        names, rise = names_along(columns, left, cell, 0, above=True)
+        top = (42.0 if unit else 22.0) + rise
         tall = 34.0
-        marks: list[Mark] = [*_head(title, unit)]
-        for place, name in enumerate(columns):
-            middle = left + (place + 0.5) * cell
-            anchor, angle = ("start", -45.0) if turned else ("middle", 0.0)
-            marks.append(Words(middle, top - 11, name, "soft", SMALL, anchor, angle=angle))
+        marks: list[Mark] = [*head(title, unit), *(moved(name, 0, top) for name in names)]
         for line, name in enumerate(rows):
             middle = top + (line + 0.5) * tall
             marks.append(Words(left - 10, middle, name, "ink", PLAIN, "end"))
@@ -60,7 +120,7 @@ def heat_map(
                 if text_width(shown, SMALL) < cell - 4:
                     colour = "paper" if depth > 0.66 else "ink"
                     marks.append(Words(x + cell / 2, middle, shown, colour, SMALL, "middle"))
-        return Drawing(left + len(columns) * cell + (30 if turned else 0), top + len(rows) * tall + 4, marks)
+        return Drawing(left + len(columns) * cell + 14, top + len(rows) * tall + 4, marks)
 
     return Chart(title, draw)
 
@@ -82,26 +142,26 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str
         wide = min(width, 560.0)
         side = max(text_width(name, PLAIN) for name in axes) + 12
         radius = max(60.0, min(180.0, wide / 2 - side))
-        names, below = legend([(name, _key(at)) for at, name in enumerate(series)], 0, 50, wide)
+        names, below = legend([(name, key(at)) for at, name in enumerate(series)], 0, 50, wide)
         middle = wide / 2, below + 14 + radius
 
         def at(spoke: int, value: float) -> tuple[float, float]:
             angle, far = 2 * math.pi * spoke / len(axes), radius * value / outer
             return middle[0] + far * math.sin(angle), middle[1] - far * math.cos(angle)
 
-        marks: list[Mark] = [*_head(title, unit), *names]
+        marks: list[Mark] = [*head(title, unit), *names]
         spokes = range(len(axes))
-        marks += [Path([at(spoke, ring) for spoke in spokes], "rule", closed=True) for ring in rings]
-        marks += [Path((middle, at(spoke, outer)), "rule") for spoke in spokes]
+        marks += [Shape([at(spoke, ring) for spoke in spokes], "rule", closed=True) for ring in rings]
+        marks += [Shape((middle, at(spoke, outer)), "rule") for spoke in spokes]
         for index, (name, line) in enumerate(series.items()):
-            colour, points = SERIES[index % len(SERIES)], [at(spoke, value) for spoke, value in enumerate(line)]
-            marks.append(Path(points, colour, colour, width=2.2, opacity=0.10, closed=True))
+            colour, points = colour_of(index), [at(spoke, value) for spoke, value in enumerate(line)]
+            marks.append(Shape(points, colour, colour, width=2.2, opacity=0.10, closed=True))
             for spoke, (x, y) in enumerate(points):
                 told = f"{name}, {axes[spoke]}: {line[spoke]:.4g} {unit}"
                 marks.append(symbol(index, colour, x=x, y=y, told=told))
         for ring in rings:
             (x, y), (to_x, to_y) = at(0, ring), at(1, ring)
-            marks.append(Words((x + to_x) / 2, (y + to_y) / 2, number(ring), "soft", SMALL - 1, "middle"))
+            marks.append(Words((x + to_x) / 2, (y + to_y) / 2, number(ring), "soft", SMALL - 1, "middle", halo=True))
         for spoke, name in enumerate(axes):
             across = math.sin(2 * math.pi * spoke / len(axes))
             x, y = at(spoke, outer * (1 + 15 / radius))
@@ -110,16 +170,6 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str
         return Drawing(wide, middle[1] + radius + 26, marks)
 
     return Chart(title, draw)
-
-
-def _head(title: str, unit: str) -> list[Mark]:
-    """The title, and under it what the numbers are."""
-    return [Words(0, 11, title, "ink", HEAD, bold=True), *([Words(0, 31, unit, "soft", PLAIN)] if unit else [])]
-
-
-def _key(index: int) -> list[Mark]:
-    colour = SERIES[index % len(SERIES)]
-    return [Path(((-9, 0), (9, 0)), colour, width=2.2), symbol(index, colour)]
 
 
 def _refuse_misfit(values: Sequence[Sequence[float]], rows: int, columns: int, title: str) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import commands, report
+from . import commands, demo_page
+from .demo_page import Measure, Report
 from .latency import latency
 from .loading import load
-from .page import Measure, Report
 from .quality import PICTURES, Judge
 from .sampler import Flow
 from .timing import machine
@@ -57,10 +57,9 @@ def run(folder: Path, report_folder: Path) -> list[Measure]:
         f"digits), {PICTURES} pictures against {len(judge.real)} real ones.",
         facts={"command": "pyflow demo", **machine()},
     )
-    report.write(found, report_folder)
-    print(
-        f"\n{report.table(measures)}\n\nreport: {report_folder / 'index.html'}  ({time.perf_counter() - started:.0f} s)"
-    )
+    demo_page.write(found, report_folder)
+    taken = time.perf_counter() - started
+    print(f"\n{demo_page.summary(measures)}\n\nreport: {report_folder / 'index.html'}  ({taken:.0f} s)")
     return measures
 
 

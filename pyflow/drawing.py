@@ -31,7 +31,7 @@ _HALF_CAPITAL = 0.36  # of the font's size
 
 
 @dataclass(frozen=True)
-class Path:
+class Shape:
     """Straight lines from point to point; `told` is shown under the mouse."""
 
     points: Sequence[tuple[float, float]]
@@ -46,7 +46,10 @@ class Path:
 
 @dataclass(frozen=True)
 class Words:
-    """Text whose capitals are centred at height y; `anchor` is start, middle or end; `angle` is in degrees."""
+    """Text whose capitals are centred at height y; `anchor` is start, middle or end; `angle` is in degrees.
+
+    A halo of paper keeps it apart from the lines under it.
+    """
 
     x: float
     y: float
@@ -56,6 +59,7 @@ class Words:
     anchor: str = "start"
     bold: bool = False
     angle: float = 0.0
+    halo: bool = False
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -65,7 +69,7 @@ class Words:
         return left, self.y - 0.55 * self.size, left + wide, self.y + 0.55 * self.size
 
 
-Mark = Path | Words
+Mark = Shape | Words
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,8 @@ class Drawing:
     marks: Sequence[Mark]
 
 
-def box(left: float, top: float, right: float, bottom: float, **style: Any) -> Path:
-    return Path(((left, top), (right, top), (right, bottom), (left, bottom)), closed=True, **style)
+def box(left: float, top: float, right: float, bottom: float, **style: Any) -> Shape:
+    return Shape(((left, top), (right, top), (right, bottom), (left, bottom)), closed=True, **style)
 
 
 def text_width(text: str, size: float) -> float:
@@ -100,10 +104,11 @@ def _svg(mark: Mark) -> str:
     if isinstance(mark, Words):
         y = mark.y + _HALF_CAPITAL * mark.size
         turned = f' transform="rotate({_number(mark.angle)} {_number(mark.x)} {_number(mark.y)})"' if mark.angle else ""
-        bold = ";font-weight:600" if mark.bold else ""
+        more = ";font-weight:600" * mark.bold
+        more += ";paint-order:stroke;stroke:var(--paper);stroke-width:3.5;stroke-linejoin:round" * mark.halo
         return (
             f'<text x="{_number(mark.x)}" y="{_number(y)}" font-size="{_number(mark.size)}" text-anchor="{mark.anchor}"'
-            f'{turned} style="fill:var(--{mark.colour}){bold}">{html.escape(mark.text)}</text>'
+            f'{turned} style="fill:var(--{mark.colour}){more}">{html.escape(mark.text)}</text>'
         )
     route = "M" + "L".join(f"{_number(x)} {_number(y)}" for x, y in mark.points) + "Z" * mark.closed
     style = f"fill:var(--{mark.fill});fill-opacity:{_number(mark.opacity)}" if mark.fill else "fill:none"
@@ -145,8 +150,10 @@ def png(drawing: Drawing) -> bytes:
 
 def _paint(axes: Any, mark: Mark, family: str, order: int) -> None:
     from matplotlib.patches import Polygon
+    from matplotlib.patheffects import withStroke
 
     if isinstance(mark, Words):
+        halo = [withStroke(linewidth=3.5 * _POINT, foreground=COLOURS["paper"][0])] if mark.halo else None
         anchor = {"start": "left", "middle": "center", "end": "right"}[mark.anchor]
         axes.text(
             mark.x,
@@ -160,6 +167,7 @@ def _paint(axes: Any, mark: Mark, family: str, order: int) -> None:
             rotation_mode="anchor",
             fontweight="bold" if mark.bold else "normal",
             fontfamily=family,
+            path_effects=halo,
             zorder=order,
         )
         return

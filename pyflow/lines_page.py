@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from .artefact import json_bytes, publish
+from .axes import colour_of
+from .charts import Chart
 from .errors import InvalidInput
 from .export.build import GUIDANCE_LIMIT
 from .noise import PICTURE_LIMIT
-from .page import document, figures, picture, plan_name, rows, table, text
+from .page import chart, document, figures, plan_name, rows, table, text
 from .pictures import grid_of
-from .report import png_of, pyplot
+from .plots import Axis, Line, Point, line_plot
 from .sampler import BATCH_LIMIT, STEPS_LIMIT
 
 METHODS = TEACHER, LINES, NAIVE = "teacher", "lines", "naive"
 STATE = "state"
-COLOURS = {LINES: "#d9480f", NAIVE: "#1c7ed6"}
 STEPS = (1, 2, 4)
 MOMENTS = (0.0, 0.2, 0.5, 0.8, 1.0)  # of the trajectory
 COLUMNS, SHOWN = 10, 64
@@ -105,14 +106,15 @@ def write(found: Found, folder: Path) -> None:
         "samples-1-step.png": (found.pictures[LINES, 1], 8),
         "samples-4-steps.png": (found.pictures[LINES, 4], 8),
     }
+    plot = _plot(found)
     with publish(folder) as fresh:
         for name, (images, columns) in sheets.items():
             grid_of(images, columns, scale=max(1, CELL[columns] // width)).save(fresh / name)
-        (fresh / "held-out.png").write_bytes(_plot(found))
+        (fresh / "held-out.png").write_bytes(plot.png())
         (fresh / "results.json").write_bytes(json_bytes(found.results()))
         names = {STATE: "the state", LINES: "Lines tells", NAIVE: "naive tells"}
         sections = {
-            "1. Speed": table(*_table(found)) + text(found.protocol),
+            "1. Speed": table(*_table(found), [_colour(m.method) for m in found.measures]) + text(found.protocol),
             "2. The same noise": rows(fresh / "compare.png", [plan_name(*plan) for plan in compared]),
             "3. Along the line": text(
                 "Points of the straight line between a noise and the picture that the teacher made of it, pairs that "
@@ -123,7 +125,7 @@ def write(found: Found, folder: Path) -> None:
                 [names[name] for _ in range(points) for name in shown],
                 [f"t = {t:g}" for t in MOMENTS],
             ),
-            "4. Held-out error": picture(fresh / "held-out.png", "held-out error by time") + text(_errors(found)),
+            "4. Held-out error": chart(plot) + text(_errors(found)),
             "5. 64 samples, uncurated": figures(
                 [(fresh / "samples-1-step.png", "Lines, 1 step"), (fresh / "samples-4-steps.png", "Lines, 4 steps")]
             ),
@@ -188,15 +190,14 @@ def _table(found: Found) -> tuple[tuple[str, ...], list[list[str]]]:
     return heads, lines
 
 
-def _plot(found: Found) -> bytes:
-    figure, axes = pyplot().subplots(figsize=(7.2, 4.0), dpi=150)
-    for name, curve in found.along.items():
-        axes.plot([*curve], [*curve.values()], "o-", color=COLOURS[name], label=name.capitalize(), linewidth=2)
-    axes.set(
-        xlabel="t, from the noise (0) to the picture (1)", ylabel="held-out error, mean square (log)", yscale="log"
-    )
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    return png_of(figure)
+def _colour(method: str) -> str:
+    return colour_of(METHODS.index(method))
+
+
+def _plot(found: Found) -> Chart:
+    lines = [
+        Line(name.capitalize(), [Point(t, error) for t, error in curve.items()], METHODS.index(name))
+        for name, curve in found.along.items()
+    ]
+    x, y = Axis("t, from the noise (0) to the picture (1)"), Axis("mean square (log), lower is better", log=True)
+    return line_plot("Held-out error along the line", x, y, lines)

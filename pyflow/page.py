@@ -1,97 +1,61 @@
-"""The report's page: one HTML file that carries its pictures, for a desktop and a phone, by day and by night."""
+"""A page's parts: one HTML file that carries its pictures and charts, for a desktop and a phone, by day and by night."""
 
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from .charts import Chart
+from .drawing import COLOURS
 
-
-@dataclass(frozen=True)
-class Measure:
-    """One row of the table."""
-
-    method: str
-    steps: int
-    ms_per_image: float
-    images_per_second: float
-    first_image_ms: float  # batch 1
-    distance: float
-    label_accuracy: float
-    speedup: float  # against the teacher's longest plan
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run found. `pictures` maps (method, steps) to uint8 NHWC pictures of the same seeds and labels."""
-
-    title: str
-    lead: str
-    measures: Sequence[Measure]
-    floor: float  # the distance of real, held-out pictures from real ones
-    pictures: Mapping[tuple[str, int], np.ndarray]
-    protocol: str
-    facts: Mapping[str, object]
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2127; --soft: #667080; --line: #dfe3e8; --paper: #fff; --accent: #d9480f }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #9aa3af; --line: #343a42; --paper: #16191d } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 60rem; margin: auto; padding: 2.5rem 1.25rem }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 } h2 { margin: 2.5rem 0 .5rem; font-size: 1.25rem }
-p, figcaption { color: var(--soft) } .lead { font-size: 1.15rem; max-width: 42rem }
-img { max-width: 100%; height: auto; border-radius: 6px; display: block } .pixels { image-rendering: pixelated }
-.scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { padding: .45rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th:first-child, td:first-child { text-align: left } th { font-weight: 600; color: var(--soft) }
-tr.student td:first-child, tr.lines td:first-child { color: var(--accent); font-weight: 600 }
-.rows { display: grid; grid-template-columns: max-content minmax(0, max-content); gap: 0 1rem }
-.rows ol { list-style: none; margin: 0; padding: 0; display: grid; grid-auto-rows: 1fr; color: var(--soft); font-size: .85rem }
-.rows li { display: flex; align-items: center } .rows .columns { grid-auto-flow: column; grid-auto-columns: 1fr }
-.columns li { justify-content: center }
-.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: 1.25rem } figure { margin: 0 }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; color: var(--soft); font-size: .9rem } dd { margin: 0 }
+_DAY, _NIGHT = (";".join(f"--{name}:{pair[at]}" for name, pair in COLOURS.items()) for at in (0, 1))
+_STYLE = f"""
+:root {{ color-scheme: light dark; {_DAY} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_NIGHT} }} }}
+* {{ box-sizing: border-box }}
+body {{ font: 16px/1.6 system-ui, "Helvetica Neue", Arial, sans-serif; color: var(--ink); background: var(--paper); max-width: 57.5rem; margin: 0 auto; padding: 3.5rem 1.25rem 5rem; -webkit-text-size-adjust: 100% }}
+h1 {{ font-size: clamp(1.7rem, 4.5vw, 2.4rem); line-height: 1.15; letter-spacing: -.02em; margin: 0 0 1rem; text-wrap: balance; overflow-wrap: anywhere }}
+h2 {{ font-size: 1.4rem; line-height: 1.25; letter-spacing: -.01em; margin: 3.5rem 0 1rem; padding-top: 1.25rem; border-top: 1px solid var(--rule); text-wrap: balance; overflow-wrap: anywhere }}
+h3 {{ font-size: 1.05rem; margin: 2.25rem 0 .6rem }}
+p, figcaption, li {{ color: var(--soft); max-width: 44rem; overflow-wrap: anywhere }} p {{ margin: .6rem 0 }}
+figcaption {{ font-size: .875rem; line-height: 1.5; margin-top: .5rem }} strong {{ color: var(--ink); font-weight: 600 }}
+.lead {{ font-size: 1.2rem; line-height: 1.5; color: var(--ink); max-width: 46rem }}
+.findings {{ list-style: none; margin: 1.5rem 0 0; padding: 0; display: grid; gap: .9rem }}
+.findings li {{ border-left: 4px solid var(--key); padding: .1rem 0 .1rem 1rem; font-size: 1.05rem }}
+.note {{ border-left: 4px solid var(--yellow); background: var(--faint); padding: .6rem 1rem; color: var(--ink) }}
+figure {{ margin: 1.5rem 0 2.25rem }} svg, img {{ display: block; max-width: 100%; height: auto }} svg {{ width: 100%; overflow: visible }}
+svg text {{ font-family: inherit; font-variant-numeric: tabular-nums }} .narrow {{ display: none }}
+.pair {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 3rem }} .pair .wide {{ display: none }} .pair .narrow {{ display: block }}
+img {{ border-radius: 4px }} .pixels {{ image-rendering: pixelated }}
+.scroll {{ overflow-x: auto; margin: 1.25rem 0 }} table {{ border-collapse: collapse; width: 100%; font-size: .9rem; line-height: 1.35; font-variant-numeric: tabular-nums; border-bottom: 1.5px solid var(--ink) }}
+th, td {{ padding: .42rem .6rem; text-align: right; white-space: nowrap }} td {{ border-top: 1px solid var(--rule) }}
+th {{ font-weight: 600; color: var(--soft); vertical-align: bottom; border-top: 1.5px solid var(--ink); white-space: normal }} tbody tr:first-child td {{ border-top: 1px solid var(--ink) }}
+th:first-child, td:first-child {{ text-align: left; padding-left: 0 }} th:last-child, td:last-child {{ padding-right: 0 }} td small {{ color: var(--soft); font-size: .8em }}
+.key {{ display: inline-block; width: .65em; height: .65em; border-radius: 2px; background: var(--key); margin-right: .55em }}
+.rows {{ display: grid; grid-template-columns: max-content minmax(0, max-content); gap: 0 .9rem; margin: 1.25rem 0 }}
+.rows ol {{ list-style: none; margin: 0; padding: 0; display: grid; grid-auto-rows: 1fr; font-size: .85rem; line-height: 1.2 }}
+.rows li {{ display: flex; align-items: center; color: var(--soft) }} .rows .columns {{ grid-auto-flow: column; grid-auto-columns: 1fr }}
+.columns li {{ justify-content: center }}
+.grids {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1.5rem }} .grids figure {{ margin: 0 }}
+dl {{ display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1.25rem; color: var(--soft); font-size: .875rem }} dd {{ margin: 0; overflow-wrap: anywhere }}
+details {{ margin: .75rem 0 }} summary {{ cursor: pointer; font-weight: 600; overflow-wrap: anywhere }}
+@media (max-width: 50rem) {{
+  body {{ padding: 2rem 1.25rem 4rem }} .wide {{ display: none }} .narrow {{ display: block }} .lead {{ font-size: 1.1rem }}
+  .rows {{ gap: 0 .6rem }} .rows ol {{ font-size: .75rem }} .rows > ol:not(.columns) {{ max-width: 5.5rem }}
+}}
 """
-
-
-def page(report: Report, folder: Path) -> str:
-    heads = ("method", "steps", "ms/image", "images/s", "first image, ms", "distance", "label accuracy", "speed-up")
-    lines = [
-        [
-            *(m.method, str(m.steps)),
-            *(f"{m.ms_per_image:.2f}", f"{m.images_per_second:.0f}", f"{m.first_image_ms:.2f}"),
-            *(f"{m.distance:.3f}", f"{m.label_accuracy:.1%}", f"{m.speedup:.1f}×"),
-        ]
-        for m in report.measures
-    ]
-    grids = [(folder / f"{method}-{steps}-steps.png", plan_name(method, steps)) for method, steps in report.pictures]
-    return document(
-        report.title,
-        report.lead,
-        {
-            "The same seeds, fewer and fewer steps": rows(
-                folder / "compare.png", [plan_name(*key) for key in report.pictures]
-            ),
-            "Quality against latency": picture(folder / "quality-latency.png", "Fréchet distance against latency"),
-            "The table": table(heads, lines)
-            + text(f"{report.protocol} Held-out real pictures are at distance {report.floor:.3f}."),
-            "Samples, uncurated": figures(grids),
-        },
-        report.facts,
-    )
+_RECORD = "Where these figures come from"
 
 
 def document(title: str, lead: str, sections: Mapping[str, str], facts: Mapping[str, object]) -> str:
     """The whole page: `sections` are HTML under their headings."""
-    body = "".join(f"<h2>{html.escape(heading)}</h2>{content}\n" for heading, content in sections.items())
-    told = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items())
+    shown = {**sections, **({_RECORD: definitions(facts)} if facts else {})}
+    body = "".join(f"<h2>{html.escape(heading)}</h2>\n{content}\n" for heading, content in shown.items())
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{html.escape(title)}</title><style>{_STYLE}</style>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>
-{body}<h2>Where these figures come from</h2><dl>{told}</dl></html>
+{body}</body></html>
 """
 
 
@@ -99,14 +63,54 @@ def text(words: str) -> str:
     return f"<p>{html.escape(words)}</p>"
 
 
-def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Each line's first cell is a method, which the style knows."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    body = "".join(
-        f'<tr class="{html.escape(line[0])}">' + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>"
-        for line in lines
+def note(words: str) -> str:
+    """What a reader has to know before he compares."""
+    return f'<p class="note">{html.escape(words)}</p>'
+
+
+def heading(words: str) -> str:
+    """Of a part of a section."""
+    return f"<h3>{html.escape(words)}</h3>"
+
+
+def findings(sentences: Sequence[tuple[str, str, str]]) -> str:
+    """(colour, name, what was found): a line each, beside the name's colour."""
+    lines = "".join(
+        f'<li style="--key:var(--{colour})"><strong>{html.escape(name)}</strong> {html.escape(found)}</li>'
+        for colour, name, found in sentences
     )
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<ul class="findings">{lines}</ul>'
+
+
+def definitions(facts: Mapping[str, object]) -> str:
+    told = "".join(f"<dt>{html.escape(key)}</dt><dd>{html.escape(str(value))}</dd>" for key, value in facts.items())
+    return f"<dl>{told}</dl>"
+
+
+def folded(summary: str, content: str) -> str:
+    """HTML that opens at a click."""
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]], colours: Sequence[str] = ()) -> str:
+    """The first cell of a line is a name, the others are numbers; `colours` are the lines' keys."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    keys = [f'<i class="key" style="--key:var(--{colour})"></i>' for colour in colours] or [""] * len(lines)
+    body = "".join(
+        f"<tr><td>{key}{html.escape(name)}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+        for key, (name, *cells) in zip(keys, lines)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def chart(shown: Chart, caption: str = "") -> str:
+    told = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return f"<figure>{shown.svg()}{told}</figure>"
+
+
+def pair(charts: Sequence[str]) -> str:
+    """Charts side by side where there is room."""
+    return f'<div class="pair">{"".join(charts)}</div>'
 
 
 def rows(path: Path, names: Sequence[str], columns: Sequence[str] = ()) -> str:

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A unit is a file or folder of the package (pyflow/X.py, pyflow/X/, kernels/, training/), or a folder beside it.
 FLOORS = [
-    {"core", "errors", "noise", "records"},
-    {"kernels", "native", "spec", "timing", "artefact", "metrics", "neighbours", "masks"},
-    {"models", "pictures", "drawing", "axes", "charts"},
+    {"core", "errors", "noise", "records", "resampling"},
+    {"kernels", "native", "spec", "timing", "artefact", "metrics", "neighbours", "masks", "similarity"},
+    {"models", "pictures", "drawing", "axes", "charts", "plots"},
     {"checkpoint"},
     {"engines", "training"},
     {"loading", "sampler", "pyflow"},  # pyflow is pyflow/__init__.py, the public face
@@ -24,6 +24,7 @@ FLOORS = [
         "cli",
         "commands",
         "demo",
+        "demo_page",
         "flags",
         "latency",
         "lines",

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import re
 
 import numpy as np
 import pytest
 import torch
+from markup import Page
 from PIL import Image
 
 from pyflow import commands, lines, lines_page, quality
@@ -39,8 +39,8 @@ def cell(sheet: np.ndarray, scale: int, row: int, column: int) -> np.ndarray:
 
 def test_the_page_holds_the_six_results(found, tmp_path):
     lines_page.write(found, tmp_path / "report")
-    page = (tmp_path / "report" / "index.html").read_text()
-    assert re.findall("<h2>([^<]*)", page)[:6] == [
+    page = Page((tmp_path / "report" / "index.html").read_text())
+    assert page.words["h2"][:6] == [
         "1. Speed",
         "2. The same noise",
         "3. Along the line",
@@ -48,11 +48,10 @@ def test_the_page_holds_the_six_results(found, tmp_path):
         "5. 64 samples, uncurated",
         "6. Lines, naive, teacher",
     ]
-    assert "a &lt;folder&gt;" in page
-    sources = re.findall(r'src="([^"]*)', page)
-    assert len(sources) == 6
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert page.count("<tr class=") == len(found.measures)
+    assert page.words["h1"] == ["The Lines study: a <folder>"]
+    assert len(page.pictures) == 5
+    assert page.counts["svg"] == 2, "the plot, for a desktop and for a phone"
+    assert len(page.lines) == 1 + len(found.measures)
     results = json.loads((tmp_path / "report" / "results.json").read_text())
     assert results["measures"] == [dataclasses.asdict(measure) for measure in found.measures]
     assert results["held_out_along_the_line"][NAIVE]["0.5"] == pytest.approx(0.15)
