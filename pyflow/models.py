@@ -70,9 +70,7 @@ def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-# The fastest wave turns 100 radians from t=0 to 1: enough to tell 200 steps apart, and a float32 angle is then within
-# 4e-6, whether or not a compiler contracts wave*t + phase. At DDPM's 1000 radians it would be 3e-5, and exports differ.
-FASTEST_WAVE, SLOWEST_WAVE, WAVES = 100.0, 0.1, 32
+SLOWEST_WAVE, WAVES = 0.1, 32
 
 
 class Condition(nn.Module):
@@ -87,7 +85,7 @@ class Condition(nn.Module):
     def __init__(self, spec: Network, hidden: int, width: int) -> None:
         super().__init__()
         classes, times = spec.classes, spec.times
-        waves = torch.logspace(math.log10(SLOWEST_WAVE), math.log10(FASTEST_WAVE), WAVES)
+        waves = torch.logspace(math.log10(SLOWEST_WAVE), math.log10(spec.fastest_wave), WAVES)
         # A cosine is a sine with a phase: one operation for both. On a small network the number of them is the cost.
         self.register_buffer("waves", waves.repeat(2), persistent=False)
         self.register_buffer("phases", torch.tensor([0, math.pi / 2]).repeat_interleave(WAVES), persistent=False)

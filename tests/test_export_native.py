@@ -47,7 +47,7 @@ NETWORKS = {
     "one level": UNet((2, 5, 7), 8, (2,), 1, attention=(), heads=1, classes=2),
     "points": POINTS,
     "points, wide": MLP(shape=(5,), width=36, depth=4, classes=0),
-    "points, shallow": MLP(shape=(2,), width=10, depth=1, classes=2, times=2),
+    "points, shallow": MLP(shape=(2,), width=10, depth=1, classes=2, times=2, fastest_wave=7.0),
 }
 
 

@@ -201,6 +201,13 @@ def test_attention_is_the_formula_pixel_by_pixel(seed, heads):
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("network", [MLP(fastest_wave=5.0), UNet(channels=8, fastest_wave=5.0)], ids=repr)
+def test_the_fastest_wave_turns_as_far_as_the_spec_says(network):
+    told = build(network).condition.waves
+    assert told.max().item() == pytest.approx(5.0)
+    assert build(replace(network, fastest_wave=100.0)).condition.waves.min() == told.min()
+
+
 def test_dropout_acts_in_training_only(seed):
     spec = replace(UNET, dropout=0.5)
     net, arguments = network(spec, seed), inputs(spec)

@@ -62,6 +62,7 @@ WRONG = {  # arguments, what the message says: the name, the value, what was exp
     "times": (MLP, {"times": 3}, r"times is 3; expected 1 \(an instant\) or 2"),
     "width": (MLP, {"width": 0}, "width is 0; expected 1 or more"),
     "depth": (MLP, {"depth": 0}, "depth is 0; expected 1 or more"),
+    "fastest_wave": (MLP, {"fastest_wave": 0.5}, "fastest_wave is 0.5; expected 1 to 1000 radians"),
     "path": (Spec, {"network": MLP(), "path": "circle"}, "path is circle; expected one of linear, vp-cosine"),
     "prediction": (Spec, {"network": MLP(), "prediction": "score"}, "prediction is score; expected one of velocity"),
     "solver": (Spec, {"network": MLP(), "solver": "rk45"}, "solver is rk45; expected one of euler"),

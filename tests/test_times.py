@@ -40,7 +40,12 @@ def logit_normal(mean: float, deviation: float):
     return lambda t: torch.special.ndtr(torch.from_numpy(scores(np.clip(t, 1e-9, 1 - 1e-9)))).numpy()
 
 
-LAWS = {"uniform": lambda t: t, "u-shaped": u_shaped, "logit-normal": logit_normal(0, 1)}
+LAWS = {
+    "uniform": lambda t: t,
+    "u-shaped": u_shaped,
+    "mixed": lambda t: (t + u_shaped(t)) / 2,
+    "logit-normal": logit_normal(0, 1),
+}
 
 
 @pytest.mark.parametrize("times", TIMES)
