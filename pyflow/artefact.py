@@ -11,7 +11,9 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -22,6 +24,7 @@ Read = TypeVar("Read", bytes, mmap.mmap)
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _JSON_LIMIT = 2**24
+_PIECE = 2**24
 
 
 @contextmanager
@@ -73,11 +76,12 @@ def json_bytes(data: Any) -> bytes:
     return (json.dumps(data, indent=2, allow_nan=False) + "\n").encode()
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, constant: Callable[[str], object] | None = None) -> Any:
+    """What a file holds. NaN and infinities are no JSON: `constant` makes something of them, or they are refused."""
     try:
         if path.stat().st_size > _JSON_LIMIT:
             raise ValueError(f"{path.stat().st_size} bytes; a record has {_JSON_LIMIT} at most")
-        return json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        return json.loads(path.read_bytes(), parse_constant=constant or _refuse_constant)
     except FileNotFoundError:
         raise InvalidArtefact(f"{path} is missing; the folder is incomplete or not one that pyflow wrote") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -88,8 +92,19 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"it holds {name}, which is no JSON")
 
 
-def sha256(content: Content) -> str:
+def sha256(content: Content | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_pieces(content: Content) -> tuple[str, ...]:
+    """A hash for each 16 MiB, made by several threads: one alone takes 65 ms for the 153 MB of a large network."""
+    with memoryview(content) as whole, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        parts = [whole[at : at + _PIECE] for at in range(0, len(whole), _PIECE)]
+        try:
+            return tuple(pool.map(sha256, parts))
+        finally:
+            for part in parts:
+                part.release()
 
 
 def read_verified(folder: Path, name: str, expected: str, size: int | None = None) -> bytes:
@@ -100,12 +115,17 @@ def read_verified(folder: Path, name: str, expected: str, size: int | None = Non
     return _verified(folder, name, expected, size, lambda file: file.read())
 
 
-def map_verified(folder: Path, name: str, expected: str, size: int | None = None) -> mmap.mmap:
-    """The same as the file's own pages, which processes share: it must be replaced, as `publish` does, never edited."""
+def map_verified(folder: Path, name: str, expected: str | tuple[str, ...], size: int | None = None) -> mmap.mmap:
+    """The same as the file's own pages, which processes share: it must be replaced, as `publish` does, never edited.
+
+    `expected` is its hash, or those of its pieces.
+    """
     return _verified(folder, name, expected, size, lambda file: mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _verified(folder: Path, name: str, expected: str, size: int | None, read: Callable[[BinaryIO], Read]) -> Read:
+def _verified(
+    folder: Path, name: str, expected: str | tuple[str, ...], size: int | None, read: Callable[[BinaryIO], Read]
+) -> Read:
     path = folder / name
     if Path(name).name != name or name in ("", ".", ".."):
         raise InvalidArtefact(f"{folder}: names the file {name!r}; expected a plain name inside the folder")
@@ -113,10 +133,12 @@ def _verified(folder: Path, name: str, expected: str, size: int | None, read: Ca
         content = _read_regular(path, size, read)
     except (OSError, ValueError) as error:
         raise InvalidArtefact(f"{path} can't be read ({error}); the folder is incomplete, make it again") from error
-    found = sha256(content)
-    if found != expected:
+    recorded = expected if isinstance(expected, tuple) else (expected,)
+    found = sha256_of_pieces(content) if recorded is expected else (sha256(content),)
+    if found != recorded:
+        came, said = next((one, two) for one, two in zip_longest(found, recorded, fillvalue="none") if one != two)
         raise InvalidArtefact(
-            f"{path} has sha256 {found[:12]}…, its record says {str(expected)[:12]}…; "
+            f"{path} has sha256 {came[:12]}…, its record says {str(said)[:12]}…; "
             "the file is damaged or was swapped, make it again"
         )
     return content

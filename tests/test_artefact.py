@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from pyflow import artefact
-from pyflow.artefact import json_bytes, publish, read_json, read_verified, sha256, write_file
+from pyflow.artefact import (
+    json_bytes,
+    map_verified,
+    publish,
+    read_json,
+    read_verified,
+    sha256,
+    sha256_of_pieces,
+    write_file,
+)
 from pyflow.errors import InvalidArtefact, InvalidInput
 
 FILES = {"weights": b"0123456789", "record.json": b"{}"}
@@ -237,18 +246,24 @@ def test_write_file_keeps_the_old_file_when_anything_fails(tmp_path, monkeypatch
 
 
 # ---- reading
-def test_any_flipped_bit_and_any_truncation_is_refused(tmp_path, rng):
+@pytest.mark.parametrize("piece", [None, 64])
+def test_any_flipped_bit_and_any_truncation_is_refused(tmp_path, rng, monkeypatch, piece):
     content = rng.bytes(200)
+    read, recorded = read_verified, sha256(content)
+    if piece:
+        monkeypatch.setattr(artefact, "_PIECE", piece)
+        read, recorded = map_verified, sha256_of_pieces(content)
+        assert recorded == tuple(sha256(content[at : at + piece]) for at in range(0, 200, piece))
     for trial in range(50):
-        position = int(rng.integers(200))
+        position = int(rng.integers(1, 200))
         damaged = bytearray(content)
         damaged[position] ^= 1 << int(rng.integers(8))
         bad = bytes(damaged) if trial % 2 else content[:position]
         (tmp_path / "weights").write_bytes(bad)
         with pytest.raises(InvalidArtefact, match="damaged or was swapped"):
-            read_verified(tmp_path, "weights", sha256(content))
+            read(tmp_path, "weights", recorded)
     (tmp_path / "weights").write_bytes(content)
-    assert read_verified(tmp_path, "weights", sha256(content)) == content
+    assert bytes(read(tmp_path, "weights", recorded)) == content
 
 
 @pytest.mark.parametrize("expected", [None, 5, ["a"], {}, "", b"abc", True], ids=repr)

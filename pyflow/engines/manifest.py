@@ -1,11 +1,20 @@
 """The manifest of an engine: what it is, what it was proved to do, what it needs, and the hash of every file."""
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pyflow.artefact import Content, json_bytes, map_verified, read_json, read_verified, sha256
+from pyflow.artefact import (
+    Content,
+    json_bytes,
+    map_verified,
+    read_json,
+    read_verified,
+    sha256,
+    sha256_of_pieces,
+    write_file,
+)
 from pyflow.core import SOLVERS, Plan
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.records import from_json
@@ -63,6 +72,11 @@ class PlanRecord:
 class File:
     sha256: str
     bytes: int
+    pieces: tuple[str, ...] = ()  # of a file that is mapped, hashed by several threads when it is loaded
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "File":
+        return cls(sha256(content), len(content), sha256_of_pieces(content) if name == NETWORK else ())
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,12 @@ def read(folder: Path) -> Manifest:
     return manifest
 
 
+def keep_grid(folder: Path, times: tuple[float, ...]) -> None:
+    """Write the times that a search found into the manifest of an engine; its other files stay as they are."""
+    manifest = read(folder)
+    write_file(folder / NAME, json_bytes(replace(manifest, spec=manifest.spec.with_grid(times)).to_json()))
+
+
 def files_of(folder: Path) -> tuple[str, ...]:
     """The files that the manifest of an engine of any format names; none where the file is somebody else's."""
     try:
@@ -142,7 +162,9 @@ def payload(folder: Path, manifest: Manifest) -> dict[str, Content]:
     A native network is mapped: its weights are used where they lie. The others are read.
     """
     return {
-        name: (map_verified if name == NETWORK else read_verified)(folder, name, file.sha256, file.bytes)
+        name: map_verified(folder, name, file.pieces or file.sha256, file.bytes)
+        if name == NETWORK
+        else read_verified(folder, name, file.sha256, file.bytes)
         for name, file in manifest.files.items()
     }
 

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from pyflow import certificate, checkpoint, engines
-from pyflow.artefact import json_bytes, publish, sha256
+from pyflow.artefact import json_bytes, publish
 from pyflow.certificate import ParityError
 from pyflow.engines import manifest as manifests
 from pyflow.engines.manifest import BOUNDS, Bound, File, Manifest
@@ -92,5 +92,5 @@ def _prove(
     if judge:
         proved = replace(proved, distances=judge(runner, draft.spec))
     files = {**built.files, manifests.PROOF: proof}
-    records = {name: File(sha256(content), len(content)) for name, content in files.items()}
+    records = {name: File.of(name, content) for name, content in files.items()}
     return files, replace(draft, files=records, certificate=proved)
