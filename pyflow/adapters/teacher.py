@@ -132,12 +132,21 @@ class Teacher(Flow):
         super().__init__(_Runner(unet.eval().to(device), shape, scheduler), spec, "diffusers", identity)
         self.scheduler = scheduler
 
-    def plan(self, steps: int | None = None, solver: str | None = None, grid: Any = "uniform") -> core.Plan:
+    def plan(
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        grid: Any = "uniform",
+        resamples: int = 1,
+        jump: int = 1,
+    ) -> core.Plan:
         """solver: ddim or ddpm. The timesteps are the scheduler's."""
         if solver not in (None, "ddim", "ddpm"):
             raise InvalidInput(f"solver is {solver!r}; expected ddim or ddpm, which need no rates")
         if grid != "uniform":
             raise InvalidInput(f"grid is {grid!r}; expected none: the timesteps are the scheduler's own")
+        if resamples != 1:
+            raise InvalidInput(f"resamples is {resamples}; expected 1: the rows are the scheduler's own")
         rows = _clamped_plan if self.scheduler.config.clip_sample else plan_of
         return rows(self.scheduler, steps or 1, 1.0 if solver == "ddpm" else 0.0)
 
