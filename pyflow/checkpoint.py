@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from .artefact import json_bytes, publish, read_json, read_verified, sha256
+from .artefact import json_bytes, publish, read_json, read_verified, sha256, write_file
 from .errors import InvalidArtefact, InvalidInput
 from .models import build, refuse_misfit
 from .spec import Network, Own, Spec
@@ -92,6 +92,12 @@ def _copy_of(model: nn.Module, network: Network) -> nn.Module:
 
 def load_spec(folder: Path) -> Spec:
     return _spec(folder, _record(folder, SPEC))
+
+
+def keep_grid(folder: Path, times: tuple[float, ...]) -> None:
+    """Write the times that a search found into the spec of a checkpoint; its other files stay as they are."""
+    record = _record(folder, SPEC)
+    write_file(Path(folder) / SPEC, json_bytes({**record, "spec": _spec(folder, record).with_grid(times).to_json()}))
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

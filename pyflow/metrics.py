@@ -1,6 +1,8 @@
 """Quality of what is generated: the Fréchet and the kernel distance of features, the share of labels that a classifier
 reads, and the Kullback-Leibler divergence of points in the plane."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,3 +135,23 @@ def histogram_divergence(
     edges = np.linspace(-reach, reach, cells + 1)
     p, q = (np.histogramdd(points, bins=(edges, edges))[0] / len(points) + floor for points in (real, made))
     return float((p * np.log(p / q)).sum())
+
+
+def interval(values: Sequence[float], share: float = 0.95) -> dict[str, float | None]:
+    """The mean of independent values and Student's interval around it, which a single value has not."""
+    mean, freedom = float(np.mean(values)), len(values) - 1
+    if not freedom:
+        return {"value": mean, "low": None, "high": None}
+    reach = student_t(freedom, share) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return {"value": mean, "low": mean - reach, "high": mean + reach}
+
+
+def student_t(freedom: int, share: float) -> float:
+    """How many deviations around zero hold this share of Student's law.
+
+    With x = sqrt(freedom) tan(angle) its density is cos(angle)^(freedom - 1), which is summed here.
+    """
+    angles = np.linspace(0, math.pi / 2, 200_001)
+    heights = np.cos(angles).clip(min=0) ** (freedom - 1)
+    areas = np.concatenate([[0.0], np.cumsum((heights[1:] + heights[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(np.interp(share, areas / areas[-1], angles))

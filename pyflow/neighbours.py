@@ -44,7 +44,7 @@ def radii(features: np.ndarray, neighbours: tuple[int, ...] = (BALL, DENSITY_BAL
 
 
 def manifold(real: np.ndarray, made: np.ndarray, real_radii: np.ndarray | None = None) -> Manifold:
-    """All four of two sets of features; `real_radii` are `radii(real)`, which do not change from one set to the next."""
+    """All four of two sets of features (N, D); `real_radii` are `radii(real)`, where they are known already."""
     if real.ndim != 2 or real.shape[1:] != made.shape[1:]:
         raise InvalidInput(f"real has shape {real.shape}, made {made.shape}; expected (N, D) of the same features")
     ball, wide = radii(real) if real_radii is None else real_radii

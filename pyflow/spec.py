@@ -141,6 +141,10 @@ class Spec:
         """The rows over these times, of its own solver where none is named."""
         return SOLVERS[solver or self.solver](self.math_path, self.prediction, grid)
 
+    def with_grid(self, times: tuple[float, ...]) -> "Spec":
+        """The same, with the times that a search found."""
+        return dataclasses.replace(self, grids={**self.grids, str(len(times) - 1): times})
+
     def to_json(self) -> dict[str, Any]:
         kind = next(name for name, network in NETWORKS.items() if isinstance(self.network, network))
         return {**dataclasses.asdict(self), "network": {"kind": kind, **dataclasses.asdict(self.network)}}

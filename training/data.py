@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from pyflow.errors import BackendUnavailable, InvalidInput
 
-CIFAR_CLASSES = 10
+CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR_CLASSES = len(CIFAR_NAMES)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -252,3 +253,12 @@ def load_dataset(name: str, part: str = "train") -> Dataset:
         return DATASETS[name](part)
     folder = _folder(name)
     return parquet(folder, part) if any(folder.glob("*.parquet")) else picture_folder(folder, part)
+
+
+def class_names(name: str, classes: int) -> list[str]:
+    """What people call the classes of a data set: CIFAR-10's own names, those of a folder's folders, else numbers."""
+    folder = Path(name)
+    if name == "cifar10" or (folder.is_dir() and any(folder.glob("*.parquet"))):
+        return list(CIFAR_NAMES)
+    found = _classes(folder / "train") if name not in DATASETS else []
+    return found if len(found) == classes else [str(label) for label in range(classes)]
