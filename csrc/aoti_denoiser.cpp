@@ -58,9 +58,11 @@ class AotiBound final : public Bound {
     AotiBound(const AotiDenoiser& denoiser, const Buffers& buffers)
         : denoiser_(denoiser), runtime_(denoiser.runtime()), sizes_{buffers.batch}, memory_(buffers.memory) {
         sizes_.insert(sizes_.end(), denoiser.shape().begin(), denoiser.shape().end());
+        std::vector<int64_t> given = denoiser.input_shape();
+        given.insert(given.begin(), buffers.batch);
         for (const std::string& name : denoiser.inputs()) {
             if (name == "x")
-                add(buffers.x, runtime_.dtype_float32(), sizes_);
+                add(buffers.x, runtime_.dtype_float32(), given);
             else if (name == "label")
                 add(buffers.label, runtime_.dtype_int64(), {buffers.batch});
             else
@@ -113,12 +115,12 @@ class AotiBound final : public Bound {
             throw InvalidArtefact(
                 "the compiled network made " + text_of(sizes, rank) + " of torch's dtype " + std::to_string(dtype) +
                 "; expected float32 (" + std::to_string(runtime_.dtype_float32()) +
-                ") with the shape of x: " + text_of(sizes_.data(), sizes_.size()) + "; export it again");
+                ") with the shape of the state: " + text_of(sizes_.data(), sizes_.size()) + "; export it again");
     }
 
     const AotiDenoiser& denoiser_;
     const AotiRuntime& runtime_;
-    std::vector<int64_t> sizes_;  // of x and of the prediction
+    std::vector<int64_t> sizes_;  // of the state and of the prediction
     std::shared_ptr<const void> memory_;
     std::vector<Owned> host_, device_;  // the inputs, and their copies when staged
     Owned out_{nullptr, nullptr};
@@ -141,8 +143,9 @@ void Gate::leave() {
 }
 
 AotiDenoiser::AotiDenoiser(const std::string& library, const std::string& torch_library, std::vector<int64_t> shape,
-                           std::vector<std::string> inputs, int64_t classes, const std::string& device, bool staged)
-    : Denoiser(std::move(shape), std::move(inputs)),
+                           int64_t extra, std::vector<std::string> inputs, int64_t classes, const std::string& device,
+                           bool staged)
+    : Denoiser(std::move(shape), extra, std::move(inputs)),
       runtime_(library, torch_library),
       on_cpu_(device == "cpu"),
       device_(on_cpu_ ? Device{runtime_.device_type_cpu(), -1}

@@ -23,8 +23,8 @@ class Gate {
 };
 
 // `inputs` are the network's, in its order: x (float, batch first) and any of s, t (float, batch), label (int64, batch,
-// 0 to `classes`). Its one output is the prediction, shaped like x. Compiled code checks nothing: what could send it
-// out of bounds is refused here.
+// 0 to `classes`). Its one output is the prediction, shaped like the state. Compiled code checks nothing: what could
+// send it out of bounds is refused here.
 class AotiDenoiser final : public Denoiser {
   public:
     struct Device {
@@ -34,7 +34,8 @@ class AotiDenoiser final : public Denoiser {
     // On "cpu" the network reads and writes the loop's memory, or copies of it when `staged`; on "cuda:0" always
     // copies.
     AotiDenoiser(const std::string& library, const std::string& torch_library, std::vector<int64_t> shape,
-                 std::vector<std::string> inputs, int64_t classes, const std::string& device, bool staged);
+                 int64_t extra, std::vector<std::string> inputs, int64_t classes, const std::string& device,
+                 bool staged);
 
     std::unique_ptr<Bound> bind(const Buffers& buffers) const override;
 

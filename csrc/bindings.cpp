@@ -62,19 +62,19 @@ class CallableBound final : public Bound {
 // once a run, and own the workspace: a function that keeps one reads stale numbers, never freed memory.
 class CallableDenoiser final : public Denoiser {
   public:
-    CallableDenoiser(py::object function, std::vector<int64_t> shape)
-        : Denoiser(std::move(shape), {"x", "s", "t", "label"}), function_(std::move(function)) {}
+    CallableDenoiser(py::object function, std::vector<int64_t> shape, int64_t extra)
+        : Denoiser(std::move(shape), extra, {"x", "s", "t", "label"}), function_(std::move(function)) {}
 
     std::unique_ptr<Bound> bind(const Buffers& buffers) const override {
         const py::gil_scoped_acquire gil;
         using Memory = std::shared_ptr<const void>;
         const py::capsule owner(new Memory(buffers.memory), [](void* memory) { delete static_cast<Memory*>(memory); });
-        std::vector<int64_t> full{buffers.batch};
-        full.insert(full.end(), shape().begin(), shape().end());
+        std::vector<int64_t> given = input_shape(), made = shape();
+        for (std::vector<int64_t>* full : {&given, &made}) full->insert(full->begin(), buffers.batch);
         const std::vector<int64_t> flat{buffers.batch};
-        auto arguments = py::make_tuple(read_only(full, buffers.x, owner), read_only(flat, buffers.s, owner),
+        auto arguments = py::make_tuple(read_only(given, buffers.x, owner), read_only(flat, buffers.s, owner),
                                         read_only(flat, buffers.t, owner), read_only(flat, buffers.label, owner),
-                                        py::array_t<float>(full, buffers.out, owner));
+                                        py::array_t<float>(made, buffers.out, owner));
         return std::make_unique<CallableBound>(function_, std::move(arguments));
     }
 
@@ -140,7 +140,8 @@ class AfterRow {
 py::tuple run_sample(const Denoiser& denoiser, const Doubles& plan, int64_t batch, uint32_t seed, uint32_t first,
                      double guidance, const std::optional<Int64Array>& label, int64_t null_label,
                      const std::optional<FloatArray>& mask, const std::optional<FloatArray>& image,
-                     const std::optional<FloatArray>& noise0, const py::object& on_row) {
+                     const std::optional<FloatArray>& noise0, const std::optional<FloatArray>& told,
+                     const py::object& on_row) {
     Request request{};
     for (py::ssize_t i = 0; i < plan.shape(0); ++i) {
         const double* row = plan.data(i, 0);
@@ -155,6 +156,7 @@ py::tuple run_sample(const Denoiser& denoiser, const Doubles& plan, int64_t batc
     request.mask = data_of(mask);
     request.image = data_of(image);
     request.noise0 = data_of(noise0);
+    request.told = data_of(told);
     AfterRow after_row(on_row);
     request.after_row = std::ref(after_row);
     std::vector<int64_t> shape{batch};
@@ -260,6 +262,7 @@ PYBIND11_MODULE(_C, m) {
 
     py::class_<Denoiser>(m, "Denoiser")
         .def_property_readonly("shape", [](const Denoiser& denoiser) { return py::tuple(py::cast(denoiser.shape())); })
+        .def_property_readonly("extra", &Denoiser::extra)
         .def_property_readonly("inputs",
                                [](const Denoiser& denoiser) { return py::tuple(py::cast(denoiser.inputs())); });
     py::class_<OnnxDenoiser, Denoiser>(m, "OnnxDenoiser")
@@ -270,21 +273,24 @@ PYBIND11_MODULE(_C, m) {
              }),
              py::arg("library"), py::arg("model"), py::arg("threads"));
     py::class_<AotiDenoiser, Denoiser>(m, "AotiDenoiser")
-        .def(py::init<const std::string&, const std::string&, std::vector<int64_t>, std::vector<std::string>, int64_t,
-                      const std::string&, bool>(),
-             py::arg("library"), py::arg("torch_library"), py::arg("shape"), py::arg("inputs"), py::arg("classes"),
-             py::arg("device"), py::arg("staged") = false, py::call_guard<py::gil_scoped_release>());
+        .def(py::init<const std::string&, const std::string&, std::vector<int64_t>, int64_t, std::vector<std::string>,
+                      int64_t, const std::string&, bool>(),
+             py::arg("library"), py::arg("torch_library"), py::arg("shape"), py::arg("extra"), py::arg("inputs"),
+             py::arg("classes"), py::arg("device"), py::arg("staged") = false,
+             py::call_guard<py::gil_scoped_release>());
     py::class_<NetworkDenoiser, Denoiser>(m, "NetworkDenoiser")
         .def(py::init(&network_denoiser), py::arg("content"), py::arg("isa"), py::arg("threads"), py::arg("profile"))
         .def("describe", &NetworkDenoiser::describe)
         .def("workspace_bytes", &NetworkDenoiser::workspace_bytes, py::arg("batch"))
         .def("take_profile", take_profile);
     py::class_<CallableDenoiser, Denoiser>(m, "CallableDenoiser")
-        .def(py::init<py::object, std::vector<int64_t>>(), py::arg("function"), py::arg("shape"));
+        .def(py::init<py::object, std::vector<int64_t>, int64_t>(), py::arg("function"), py::arg("shape"),
+             py::arg("extra"));
 
     m.def("sample", run_sample, py::arg("denoiser"), py::arg("plan").noconvert(), py::arg("batch"), py::arg("seed"),
           py::arg("first"), py::arg("guidance"), py::arg("label").noconvert(), py::arg("null_label"),
-          py::arg("mask").noconvert(), py::arg("image").noconvert(), py::arg("noise0").noconvert(), py::arg("on_row"));
+          py::arg("mask").noconvert(), py::arg("image").noconvert(), py::arg("noise0").noconvert(),
+          py::arg("told").noconvert(), py::arg("on_row"));
 }
 
 }  // namespace pyflow

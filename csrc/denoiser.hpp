@@ -12,11 +12,11 @@ namespace pyflow {
 // The places that a denoiser reads and writes in every call of one run.
 struct Buffers {
     int64_t batch;
-    const float* x;  // (batch, *shape)
+    const float* x;  // (batch, *input_shape)
     const float* s;  // (batch)
     const float* t;
     const int64_t* label;
-    float* out;                          // like x
+    float* out;                          // (batch, *shape)
     std::shared_ptr<const void> memory;  // owns all of the above: whoever keeps a view longer keeps this
 };
 
@@ -35,17 +35,25 @@ class Denoiser {
     // Called from many threads at once.
     virtual std::unique_ptr<Bound> bind(const Buffers& buffers) const = 0;
 
-    // Of one picture, without the batch.
+    // Of one picture, without the batch: of its state and of its prediction.
     const std::vector<int64_t>& shape() const { return shape_; }
+    // Channels that it is told beside the state; in x they lie behind the state's.
+    int64_t extra() const { return extra_; }
+    std::vector<int64_t> input_shape() const {
+        std::vector<int64_t> joined = shape_;
+        joined.front() += extra_;
+        return joined;
+    }
     // Which of x, s, t, label it reads.
     const std::vector<std::string>& inputs() const { return inputs_; }
 
   protected:
     Denoiser() = default;
-    Denoiser(std::vector<int64_t> shape, std::vector<std::string> inputs)
-        : shape_(std::move(shape)), inputs_(std::move(inputs)) {}
+    Denoiser(std::vector<int64_t> shape, int64_t extra, std::vector<std::string> inputs)
+        : shape_(std::move(shape)), extra_(extra), inputs_(std::move(inputs)) {}
 
     std::vector<int64_t> shape_;
+    int64_t extra_ = 0;
     std::vector<std::string> inputs_;
 };
 

@@ -17,20 +17,19 @@ std::string text_of(const std::vector<int64_t>& shape) {
 class OnnxBound final : public Bound {
   public:
     OnnxBound(const OnnxRuntime& runtime, OrtSession* session, const std::vector<std::string>& inputs,
-              const std::string& output, const std::vector<int64_t>& shape, const Buffers& buffers)
+              const std::string& output, std::vector<int64_t> given, std::vector<int64_t> made, const Buffers& buffers)
         : runtime_(runtime), session_(session), output_name_(output.c_str()), memory_(buffers.memory) {
-        std::vector<int64_t> full{buffers.batch};
-        full.insert(full.end(), shape.begin(), shape.end());
+        for (std::vector<int64_t>* shape : {&given, &made}) shape->insert(shape->begin(), buffers.batch);
         for (const std::string& name : inputs) {
             input_names_.push_back(name.c_str());
             if (name == "x")
-                add(buffers.x, sizeof(float), kOrtFloat, full);
+                add(buffers.x, sizeof(float), kOrtFloat, given);
             else if (name == "label")
                 add(buffers.label, sizeof(int64_t), kOrtInt64, {buffers.batch});
             else
                 add(name == "s" ? buffers.s : buffers.t, sizeof(float), kOrtFloat, {buffers.batch});
         }
-        add(buffers.out, sizeof(float), kOrtFloat, full);
+        add(buffers.out, sizeof(float), kOrtFloat, made);
         for (const auto& value : values_) handles_.push_back(value.get());
     }
 
@@ -140,12 +139,18 @@ void OnnxDenoiser::read_output() {
     runtime_.check(runtime_.SessionGetOutputTypeInfo(session_.get(), 0, &info));
     const Tensor output = tensor(output_, info);
     bool fits = output.type == kOrtFloat && output.shape.size() == shape_.size() + 1;
-    for (size_t i = 0; fits && i < shape_.size(); ++i)
-        fits = output.shape[i + 1] < 0 || output.shape[i + 1] == shape_[i];
+    for (size_t i = 0; fits && i < shape_.size(); ++i) {
+        const int64_t extent = output.shape[i + 1];
+        fits = extent < 0 || extent == shape_[i] || (i == 0 && extent > 0 && extent < shape_[i]);
+    }
     if (!fits)
         throw InvalidArtefact("the model's first output '" + output_ + "' is " + text_of(output.shape) +
                               " of element type " + std::to_string(output.type) +
-                              "; expected float32 (1) with the shape of x: a batch and " + text_of(shape_));
+                              "; expected float32 (1) with the shape of x, or with fewer channels: a batch and " +
+                              text_of(shape_));
+    if (output.shape[1] < 0) return;
+    extra_ = shape_[0] - output.shape[1];
+    shape_[0] = output.shape[1];
 }
 
 std::unique_ptr<Bound> OnnxDenoiser::bind(const Buffers& buffers) const {
@@ -153,7 +158,7 @@ std::unique_ptr<Bound> OnnxDenoiser::bind(const Buffers& buffers) const {
         throw InvalidInput("the model was exported for a batch of " + std::to_string(fixed_batch_) +
                            " and is asked for " + std::to_string(buffers.batch) +
                            " (guidance doubles the batch); export it with a free batch");
-    return std::make_unique<OnnxBound>(runtime_, session_.get(), inputs_, output_, shape_, buffers);
+    return std::make_unique<OnnxBound>(runtime_, session_.get(), inputs_, output_, input_shape(), shape(), buffers);
 }
 
 }  // namespace pyflow

@@ -7,7 +7,7 @@
 namespace pyflow {
 
 // Inputs: x (float, batch first) and any of s, t (float, batch), label (int64, batch). The first output is the
-// prediction, shaped like x.
+// prediction, shaped like x or with fewer channels: then the rest of x is what it is told beside the state.
 class OnnxDenoiser final : public Denoiser {
   public:
     // `model` is the file's content, so that the bytes that were verified are the bytes that run. 0 threads: ONNX

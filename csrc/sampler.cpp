@@ -38,8 +38,10 @@ class Floats {
 
 // Everything that a run needs; nothing is allocated after it.
 struct Workspace {
-    Workspace(const Request& request, int64_t batch, int64_t size, bool remembers, bool draws, bool keeps_start)
-        : x(batch * size),
+    Workspace(const Request& request, int64_t batch, int64_t size, int64_t told, bool remembers, bool draws,
+              bool keeps_start)
+        : x((told ? request.batch : batch) * size),
+          joined(told ? batch * (size + told) : 0),
           prediction(batch * size),
           previous(remembers ? request.batch * size : 0),
           noise(draws ? request.batch * size : 0),
@@ -50,13 +52,18 @@ struct Workspace {
         if (request.labels) std::copy_n(request.labels, request.batch, labels.begin());
     }
 
-    Floats x, prediction, previous, noise, noise0;
+    Floats x, joined, prediction, previous, noise, noise0;
     std::vector<float> s, t;
     std::vector<int64_t> labels;
 };
 
 bool any(const std::vector<Row>& rows, double Row::* coefficient) {
     return std::any_of(rows.begin(), rows.end(), [=](const Row& row) { return row.*coefficient != 0.0; });
+}
+
+// Copies pictures of `size` floats to where the `batch` pictures of a call lie `stride` floats apart: guided, twice.
+void join(const float* pictures, int64_t count, int64_t size, float* joined, int64_t batch, int64_t stride) {
+    for (int64_t i = 0; i < batch; ++i) std::copy_n(pictures + i % count * size, size, joined + i * stride);
 }
 
 double seconds_between(std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to) {
@@ -68,17 +75,20 @@ double seconds_between(std::chrono::steady_clock::time_point from, std::chrono::
 Clock sample(const Denoiser& denoiser, const Request& request, float* states) {
     int64_t size = 1;
     for (int64_t extent : denoiser.shape()) size *= extent;
+    const int64_t told = denoiser.extra() * (size / denoiser.shape().front()), stride = size + told;
     // Guided, the call's batch is every picture twice: labelled first, then with the null label, in the same state.
     const bool guided = request.guidance != 1.0;
     const int64_t batch = guided ? 2 * request.batch : request.batch, total = request.batch * size;
     // The start is drawn straight into the state, unless the kept pixels will ask for it again.
     const bool keeps_start = request.mask && !request.noise0;
-    const auto workspace = std::make_shared<Workspace>(request, batch, size, any(request.rows, &Row::h),
+    const auto workspace = std::make_shared<Workspace>(request, batch, size, told, any(request.rows, &Row::h),
                                                        any(request.rows, &Row::n), keeps_start);
     Workspace& w = *workspace;
-    float* twin = guided ? w.x.get() + total : nullptr;
-    const auto bound =
-        denoiser.bind({batch, w.x.get(), w.s.data(), w.t.data(), w.labels.data(), w.prediction.get(), workspace});
+    // What is told does not change in a run. The states are joined to it before each call, guided ones twice.
+    float* twin = guided && !told ? w.x.get() + total : nullptr;
+    if (told) join(request.told, request.batch, told, w.joined.get() + size, batch, stride);
+    const auto bound = denoiser.bind({batch, told ? w.joined.get() : w.x.get(), w.s.data(), w.t.data(), w.labels.data(),
+                                      w.prediction.get(), workspace});
 
     const Isa isa = chosen_isa();
     const float* noise0 = request.noise0;
@@ -100,6 +110,7 @@ Clock sample(const Denoiser& denoiser, const Request& request, float* states) {
         const auto begin = std::chrono::steady_clock::now();
         std::fill(w.s.begin(), w.s.end(), static_cast<float>(row.s));
         std::fill(w.t.begin(), w.t.end(), static_cast<float>(row.t));
+        if (told) join(w.x.get(), request.batch, size, w.joined.get(), batch, stride);
         const auto called = std::chrono::steady_clock::now();
         bound->run();
         const auto predicted = std::chrono::steady_clock::now();

@@ -22,6 +22,7 @@ struct Request {
     const float* mask;
     const float* image;
     const float* noise0;                         // null: drawn
+    const float* told;                           // (batch, extra, ...) beside the state; null where extra is 0
     std::function<void(int64_t row)> after_row;  // throws to stop
 };
 

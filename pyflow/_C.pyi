@@ -35,6 +35,8 @@ class Denoiser:
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
+    def extra(self) -> int: ...
+    @property
     def inputs(self) -> tuple[str, ...]: ...
 
 class OnnxDenoiser(Denoiser):
@@ -46,6 +48,7 @@ class AotiDenoiser(Denoiser):
         library: str,
         torch_library: str,
         shape: Sequence[int],
+        extra: int,
         inputs: Sequence[str],
         classes: int,
         device: str,
@@ -70,6 +73,7 @@ class CallableDenoiser(Denoiser):
         self,
         function: Callable[[Floats, Floats, Floats, npt.NDArray[np.int64], Floats], object],
         shape: Sequence[int],
+        extra: int,
     ) -> None: ...
 
 def sample(
@@ -84,5 +88,6 @@ def sample(
     mask: Floats | None,
     image: Floats | None,
     noise0: Floats | None,
+    told: Floats | None,
     on_row: Callable[[int], object] | None,
 ) -> tuple[Floats, npt.NDArray[np.float64], npt.NDArray[np.float64]]: ...

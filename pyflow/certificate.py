@@ -14,7 +14,7 @@ import numpy as np
 
 from . import core, native
 from .engines.manifest import SAMPLER, Bound, Certificate, Manifest, PlanRecord
-from .engines.runner import Request, Runner, SamplerRunner
+from .engines.runner import Request, Runner, SamplerRunner, told_of
 from .errors import InvalidArtefact, InvalidInput, PyflowError
 from .noise import normal
 from .spec import Spec
@@ -81,7 +81,7 @@ def _of_other_solvers(spec: Spec) -> Iterator[Case]:
         except InvalidInput:  # not every solver takes every prediction and path
             continue
         for guidance in (1.0, OTHER_GUIDANCE) if spec.null_label else (1.0,):
-            yield Case(plan, LONG_BATCH, guidance, masked=False)
+            yield Case(plan, LONG_BATCH, guidance, masked=spec.network.sees_mask)
 
 
 def _plan(spec: Spec, solver: str, steps: int) -> core.Plan:
@@ -92,13 +92,21 @@ def request_of(case: Case, spec: Spec, seed: int) -> Request:
     classes = spec.network.classes
     count = classes + (spec.null_label and case.guidance == 1.0)
     label = (np.arange(case.batch) + case.shift) % count if count else None
-    mask, image = _known(spec, seed) if case.masked else (None, None)
+    mask, image = _known(spec, seed, case.batch) if case.masked else (None, None)
     return Request(case.plan, case.batch, seed, 0, case.guidance, label, classes, mask, image)
 
 
-def _known(spec: Spec, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random boxes to generate, as a mask, and something to keep."""
-    shape, rng = spec.network.shape, np.random.default_rng(seed)
+def _known(spec: Spec, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """A mask and something to keep; of each picture its own where the network is told them."""
+    shape = spec.network.shape
+    if not spec.network.sees_mask:
+        return _boxes(shape, np.random.default_rng(seed))
+    each = [_boxes(shape, np.random.default_rng([seed, picture])) for picture in range(batch)]
+    return np.stack([mask for mask, _ in each]), np.stack([image for _, image in each])
+
+
+def _boxes(shape: tuple[int, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Random boxes to generate, as a mask, and a random picture."""
     mask = np.zeros(shape[-2:], np.float32)
     for _ in range(2):
         corners = [sorted(rng.integers(0, side + 1, 2)) for side in mask.shape]
@@ -189,7 +197,8 @@ def reference(model: "nn.Module", spec: Spec, request: Request) -> np.ndarray:
         name: None if value is None else torch.from_numpy(value.copy())
         for name, value in (("mask", request.mask), ("image", request.image))
     }
-    denoise = denoise_function(model, spec, label)
+    told = torch.from_numpy(told_of(request, shape)) if spec.network.sees_mask else None
+    denoise = denoise_function(model, spec, label, told)
     return core.sample(denoise, request.plan, noise, guidance=request.guidance, **known).numpy()
 
 

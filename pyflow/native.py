@@ -211,7 +211,14 @@ def _onnx_runtime_library() -> Path:
 
 
 def aoti_denoiser(
-    library: Path, *, torch_library: Path, shape: Sequence[int], inputs: Sequence[str], classes: int, device: str
+    library: Path,
+    *,
+    torch_library: Path,
+    shape: Sequence[int],
+    extra: int = 0,
+    inputs: Sequence[str],
+    classes: int,
+    device: str,
 ) -> Denoiser:
     """A network that AOTInductor compiled to `library`, run by the loaded libtorch_cpu.so; see pyflow.engines.aoti."""
     if "x" not in inputs or len(set(inputs)) < len(inputs) or not {*inputs} <= {"x", "s", "t", "label"}:
@@ -219,8 +226,8 @@ def aoti_denoiser(
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
         raise InvalidInput(f"device is {device!r}; expected cpu, cuda or cuda:0")
     device = "cuda:0" if device == "cuda" else device
-    classes, extents = _count("classes", classes, 0, 2**31), _extents(shape)
-    return _C.AotiDenoiser(str(library), str(torch_library), extents, list(inputs), classes, device)
+    classes, extra = _count("classes", classes, 0, 2**31), _count("extra", extra, 0, 2**31)
+    return _C.AotiDenoiser(str(library), str(torch_library), _extents(shape), extra, list(inputs), classes, device)
 
 
 def network_denoiser(
@@ -244,16 +251,18 @@ def network_denoiser(
 
 
 def callable_denoiser(
-    function: Callable[[Floats, Floats, Floats, npt.NDArray[np.int64], Floats], object], shape: Sequence[int]
+    function: Callable[[Floats, Floats, Floats, npt.NDArray[np.int64], Floats], object],
+    shape: Sequence[int],
+    extra: int = 0,
 ) -> Denoiser:
     """A Python function as the network: `function(x, s, t, label, out)` fills `out`, (batch, *shape), in place.
 
     The arrays are views of the sampler's memory, good for one call; with guidance the batch holds every picture twice,
-    labelled first.
+    labelled first. x has `extra` channels behind those of the state, with what `sample` is given as `told`.
     """
     if not callable(function):
         raise InvalidInput(f"function is a {type(function).__name__}; expected something to call")
-    return _C.CallableDenoiser(function, _extents(shape))
+    return _C.CallableDenoiser(function, _extents(shape), _count("extra", extra, 0, 2**31))
 
 
 def _extents(shape: Sequence[int]) -> list[int]:
@@ -274,12 +283,14 @@ def sample(
     mask: Floats | None = None,
     image: Floats | None = None,
     noise0: Floats | None = None,
+    told: Floats | None = None,
     on_row: Callable[[int], object] | None = None,
 ) -> Samples:
     """Run a plan in C++, without the GIL but inside Python callbacks; Ctrl-C is honoured between rows.
 
     `label` is one for all or one a picture; None means `null_label` everywhere. `noise0` replaces the noise that seed
-    and first tell. `on_row(k)` is called after row k, from 0; what it raises ends the run.
+    and first tell. `told` are the channels beside the state, of a network that is told any. `on_row(k)` is called after
+    row k, from 0; what it raises ends the run.
     """
     if not isinstance(denoiser, _C.Denoiser):
         raise InvalidInput(f"denoiser is a {type(denoiser).__name__}; expected one that this module makes")
@@ -308,9 +319,23 @@ def sample(
     if mask is not None:
         for k, row in enumerate(plan, start=1):
             _need(f"row {k}", "ka", row[Row._fields.index("ka")], "image", image)
-    null_label = _count("null_label", null_label, 0, 2**63)
-    states = _C.sample(denoiser, table, batch, seed, first, guidance, labels, null_label, mask, image, noise0, on_row)
-    return Samples(*states)
+    null_label, told = _count("null_label", null_label, 0, 2**63), _told(told, denoiser, batch)
+    return Samples(
+        *_C.sample(
+            *(denoiser, table, batch, seed, first, guidance, labels, null_label, mask, image, noise0, told, on_row)
+        )
+    )
+
+
+def _told(told: Floats | None, denoiser: Denoiser, batch: int) -> Floats | None:
+    shape = (batch, denoiser.extra, *denoiser.shape[1:])
+    if denoiser.extra == 0 and told is not None:
+        raise InvalidInput(f"told is a {type(told).__name__}; expected None: this network is told the state alone")
+    if denoiser.extra != 0 and told is None:
+        raise InvalidInput(f"told is None; expected {shape}: this network is told {denoiser.extra} channels more")
+    told = _spread("told", told, shape)
+    _finite("told", told)
+    return told
 
 
 def _labels(label: int | Sequence[int] | npt.NDArray[np.int64], batch: int) -> npt.NDArray[np.int64]:

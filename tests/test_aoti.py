@@ -114,7 +114,7 @@ def test_staged_copies_and_torchs_loader_change_no_bit(case, batch, rng, tmp_pat
     library.write_bytes(aoti._library(case.package, case.spec, case.inputs, "cpu"))
     torch_library = aoti.torch_library(torch)
     staged = native._C.AotiDenoiser(
-        str(library), str(torch_library), case.spec.network.shape, case.inputs, 3, "cpu", staged=True
+        str(library), str(torch_library), case.spec.network.shape, 0, case.inputs, 3, "cpu", staged=True
     )
     np.testing.assert_array_equal(states(staged, **given), direct)
 

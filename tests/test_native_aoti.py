@@ -122,7 +122,7 @@ def grown_kib(function, times):
 # ---- what it does
 @pytest.mark.parametrize("staged", [False, True])
 def test_it_runs_in_the_loop(network, staged):
-    denoiser = native._C.AotiDenoiser(str(network()), str(LIBTORCH), SHAPE, ["x", "s", "label"], 5, "cpu", staged)
+    denoiser = native._C.AotiDenoiser(str(network()), str(LIBTORCH), SHAPE, 0, ["x", "s", "label"], 5, "cpu", staged)
     assert (denoiser.shape, denoiser.inputs) == (SHAPE, ("x", "s", "label"))
 
     def itself(x, s, t, label, out):
@@ -200,7 +200,7 @@ def test_a_library_that_does_not_fit_is_refused(network, changes, message):
     ("changes", "message"),
     [
         ({"NOTHING": 1}, "made no prediction"),
-        ({"RANK": 2}, r"made \(3, 2\) of torch's dtype 6; expected float32 \(6\) with the shape of x: \(3, 2, 3\)"),
+        ({"RANK": 2}, r"made \(3, 2\) of torch's dtype 6; expected float32 \(6\) with the shape of the state: \(3, 2, 3\)"),
         ({"RANK": 4}, r"made \(3, 2, 3, 1\)"),
         ({"RANK": 3, "DTYPE": "aoti_torch_dtype_float64"}, r"made \(3, 2, 3\) of torch's dtype 7"),
     ],
@@ -214,7 +214,7 @@ def test_a_prediction_that_does_not_fit_is_refused(network, changes, message):
 def test_another_batch_than_the_prediction_has_is_refused(network):
     denoiser = opened(network(RANK=3))
     assert native.sample(denoiser, EULER, batch=3, label=0).states.shape == (3, *SHAPE)
-    with pytest.raises(InvalidArtefact, match=r"made \(3, 2, 3\) .* the shape of x: \(4, 2, 3\)"):
+    with pytest.raises(InvalidArtefact, match=r"made \(3, 2, 3\) .* the shape of the state: \(4, 2, 3\)"):
         native.sample(denoiser, EULER, batch=4, label=0)
 
 

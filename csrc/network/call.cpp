@@ -22,6 +22,9 @@ View view_of(const Graph& graph, const Layout& layout, uint32_t tensor, uint8_t*
             buffer.type};
 }
 
+// Of the sampler's pictures, not of the tensor.
+int64_t bytes_of_picture(const View& view) { return view.channels * view.height * view.width * int64_t{sizeof(float)}; }
+
 }  // namespace
 
 Call::Call(const Graph& graph, const Schedule& schedule, const Layout& layout, uint32_t index, const Memory& memory)
@@ -42,12 +45,11 @@ Call::Call(const Graph& graph, const Schedule& schedule, const Layout& layout, u
     };
     if (of_conditions(operation.other) && !of_conditions(operation.output)) rows_ = memory.rows;
     const auto floats = [&](uint64_t offset) { return graph.at<float>(offset); };
-    const int64_t picture = int64_t{graph.header.channels} * graph.header.height * graph.header.width * sizeof(float);
 
     switch (kind_) {
         case Kind::load:
             copy_ = {memory.x, output, 0};
-            input_ = {reinterpret_cast<uint8_t*>(memory.x), picture};
+            input_ = {reinterpret_cast<uint8_t*>(memory.x), bytes_of_picture(output)};
             break;
         case Kind::waves:
             waves_ = {memory.s, memory.t, floats(operation.weights), floats(operation.bias), graph.header.times,
@@ -94,7 +96,7 @@ Call::Call(const Graph& graph, const Schedule& schedule, const Layout& layout, u
             break;
         case Kind::store:
             copy_ = {memory.out, input, 0};
-            output_ = {reinterpret_cast<uint8_t*>(memory.out), picture};
+            output_ = {reinterpret_cast<uint8_t*>(memory.out), bytes_of_picture(input)};
             break;
     }
 }

@@ -168,7 +168,7 @@ class Checker {
         const Header& state = graph_.header;
         switch (operation.kind) {
             case Kind::load:
-                expect_shape("output", operation.output, {state.height, state.width, state.channels, Type::f32});
+                expect_shape("output", operation.output, {state.height, state.width, loaded(operation), Type::f32});
                 return write(operation, false);
             case Kind::waves:
                 expect_shape("output", operation.output, {1, 1, kWaves * state.times, Type::f32});
@@ -200,6 +200,11 @@ class Checker {
                    "of pictures, for film");
         }
         write(operation, of_conditions);
+    }
+
+    // The state's channels, and any that are told beside it.
+    uint32_t loaded(const Operation& operation) const {
+        return std::max(graph_.header.channels, graph_.tensors[operation.output].channels);
     }
 
     void check_prepare(const Operation& operation) const {

@@ -233,6 +233,7 @@ NetworkDenoiser::NetworkDenoiser(const void* bytes, size_t size, std::shared_ptr
     const Header& header = graph_.header;
     shape_ = {header.channels};
     if (!header.points) shape_.insert(shape_.end(), {header.height, header.width});
+    extra_ = graph_.extra;
     inputs_ = {"x", "s"};
     if (header.times == 2) inputs_.push_back("t");
     if (header.classes > 0) inputs_.push_back("label");

@@ -66,7 +66,9 @@ std::string what_it_does(const Graph& graph, const Operation& operation) {
     const auto number = [](uint32_t value) { return std::to_string(value); };
     switch (operation.kind) {
         case Kind::load:
-            return "from NCHW";
+            add(true, "from NCHW");
+            add(graph.extra > 0, "with " + number(graph.extra) + " told");
+            return text;
         case Kind::store:
             return "to NCHW";
         case Kind::waves:
@@ -195,6 +197,9 @@ Graph parse(const void* bytes, size_t size) {
     graph.tensors = records<Tensor>(from, graph.header.tensors);
     graph.operations = records<Operation>(from, graph.header.operations);
     check(graph);
+    const auto is_load = [](const Operation& operation) { return operation.kind == Kind::load; };
+    const auto load = std::find_if(graph.operations.begin(), graph.operations.end(), is_load);
+    graph.extra = graph.tensors[load->output].channels - graph.header.channels;
     return graph;
 }
 

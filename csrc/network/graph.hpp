@@ -36,7 +36,8 @@ struct Tensor {
 };
 
 // What each kind reads:
-//   load      output <- the state x, from NCHW; the output's buffer is f32 with any border (zeros)
+//   load      output <- x, from NCHW: the state, and behind its channels those that the network is told beside it; the
+//             output's buffer is f32 with any border (zeros)
 //   waves     output (64 a time) <- sin(time * waves + phases); weights: waves[64], phases at `bias`[64]
 //   label     output <- row `label` of the table at `weights`, (classes+1, channels)
 //   prepare   output <- cast(upsample(silu?(film?(norm?(input))))), borders zero (the `zero` of a u8 output)
@@ -73,13 +74,15 @@ struct Header {
 };
 static_assert(sizeof(Header) == 64, "the file's record");
 
-// A checked network. `weights` points into the file's bytes, which outlive it.
+// A checked network. `weights` points into the file's bytes, which outlive it; `extra` are the channels that it is told
+// beside the state.
 struct Graph {
     Header header{};
     std::vector<Buffer> buffers;
     std::vector<Tensor> tensors;
     std::vector<Operation> operations;
     const uint8_t* weights = nullptr;
+    uint32_t extra = 0;
 
     const Buffer& buffer_of(uint32_t tensor) const { return buffers[tensors[tensor].buffer]; }
     template <class Number>

@@ -14,7 +14,7 @@ import numpy as np
 
 from pyflow import native
 from pyflow.errors import InvalidArtefact, InvalidInput
-from pyflow.spec import Spec
+from pyflow.spec import Spec, extra_of, input_shape
 
 from . import elf, host
 from .manifest import Manifest
@@ -48,6 +48,7 @@ def denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...], device: str = 
             path,
             torch_library=torch_library(torch),
             shape=spec.network.shape,
+            extra=extra_of(spec.network),
             inputs=inputs,
             classes=spec.network.classes,
             device=device,
@@ -79,7 +80,7 @@ def python_denoiser(package: bytes, spec: Spec, inputs: tuple[str, ...]) -> nati
             )
         out[...] = prediction.numpy()
 
-    return native.callable_denoiser(predict, spec.network.shape)
+    return native.callable_denoiser(predict, spec.network.shape, extra_of(spec.network))
 
 
 def torch_library(torch: ModuleType) -> Path:
@@ -99,7 +100,7 @@ def _library(package: bytes, spec: Spec, inputs: tuple[str, ...], device: str) -
     expected = {
         "AOTI_DEVICE_KEY": device,
         "inputs": " ".join(inputs),
-        "shape": " ".join(map(str, spec.network.shape)),
+        "shape": " ".join(map(str, input_shape(spec.network))),
     }
     for key, value in expected.items():
         if told.get(key) != value:

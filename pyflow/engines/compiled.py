@@ -6,7 +6,7 @@ from torch import nn
 
 from pyflow import native
 from pyflow.errors import BackendUnavailable
-from pyflow.spec import Spec
+from pyflow.spec import Spec, extra_of
 
 from .runner import LoopRunner
 
@@ -26,4 +26,4 @@ def runner(model: nn.Module, spec: Spec) -> LoopRunner:
                 f"torch.compile failed ({error}): it needs g++; or take backend='eager'"
             ) from error
 
-    return LoopRunner(native.callable_denoiser(predict, spec.network.shape))
+    return LoopRunner(native.callable_denoiser(predict, spec.network.shape, extra_of(spec.network)))

@@ -21,10 +21,10 @@ from pyflow.kernels import fused_step, normal
 from pyflow.kernels.machine import require_gpu
 from pyflow.models import lowered
 from pyflow.native import Samples
-from pyflow.spec import Spec
+from pyflow.spec import Spec, extra_of
 
 from .cuda_graph import Recorder, capture, repeat
-from .runner import Request
+from .runner import Request, told_of
 
 BACKEND = "cuda"
 DTYPES = (torch.float32, torch.bfloat16)
@@ -151,6 +151,9 @@ class Loop:
             (torch.full((calls,), row.s, device=device), torch.full((calls,), row.t, device=device)) for row in key.plan
         ]
         self.label = torch.zeros(calls, dtype=torch.int64, device=device)
+        extra, size = extra_of(spec.network), spec.network.shape[1:]
+        # Channels last too, behind those of the state.
+        self.told = torch.zeros(calls, *size, extra, dtype=dtype, device=device) if extra else None
         drawn = (0, *(k for k, row in enumerate(key.plan, start=1) if row.n != 0.0))
         self.noise = {row: self._buffer() for row in drawn}
         self.state = self._buffer()
@@ -174,6 +177,10 @@ class Loop:
             if value is None:
                 raise InvalidInput(f"mask is given and {name} is None; expected the picture that the mask keeps")
             buffer.copy_(_as_it_lies(torch.tensor(value, device=self.device).expand(self.shape)))
+        if self.told is not None:
+            told = _as_it_lies(torch.from_numpy(told_of(request, self.shape[1:])))
+            for first in range(0, len(self.told), batch):
+                self.told[first : first + batch].copy_(told)
 
     def run(self) -> None:
         previous = None
@@ -184,6 +191,8 @@ class Loop:
         """What the network says with and, where guided, without the labels: one batch, labelled first."""
         x = self._before(k).to(self.dtype)
         given = torch.cat([x, x]) if self.guided else x
+        if self.told is not None:
+            given = torch.cat([given, self.told], dim=-1)
         predicted = _as_it_lies(self.network(_as_named(given), *self.times[k], self.label)).float().contiguous()
         batch = self.key.batch
         return predicted[:batch], predicted[batch:] if self.guided else None

@@ -9,7 +9,7 @@ from pyflow.errors import InvalidArtefact, InvalidInput
 
 from . import manifest as manifests
 from .manifest import DENOISER, NETWORK, Manifest
-from .runner import LoopRunner, Runner
+from .runner import LoopRunner, Runner, refuse_misfit
 
 BACKEND = "native"
 
@@ -39,12 +39,8 @@ def _denoiser(
         raise InvalidInput(f"device is {device!r}; a native engine runs on 'cpu': for a GPU take --to tensorrt")
     if manifest.what != DENOISER:
         raise InvalidArtefact(f"the engine is a native {manifest.what}; expected a {DENOISER}: export it again")
-    denoiser, shape = native.network_denoiser(files[NETWORK], threads, profile=profile), manifest.spec.network.shape
-    if denoiser.shape != shape or set(denoiser.inputs) != set(manifest.inputs):
-        raise InvalidArtefact(
-            f"the network takes {denoiser.inputs} and makes {denoiser.shape}, its manifest says "
-            f"{manifest.inputs} and {shape}; export it again"
-        )
+    denoiser = native.network_denoiser(files[NETWORK], threads, profile=profile)
+    refuse_misfit(denoiser, manifest)
     return denoiser
 
 

@@ -13,7 +13,7 @@ from pyflow import native
 from pyflow.errors import BackendUnavailable, InvalidArtefact, InvalidInput
 
 from .manifest import DENOISER, Manifest
-from .runner import Graph, LoopRunner, Runner, Signature, runner_of, signature
+from .runner import Graph, LoopRunner, Runner, Signature, refuse_misfit, runner_of, signature
 
 WEIGHTS = "weights.bin"  # of graphs that share them
 
@@ -41,12 +41,7 @@ def open_engine(manifest: Manifest, files: Mapping[str, bytes], threads: int, de
             manifest, lambda name: graph(files, f"{name}.onnx", threads, device, signature(manifest, name))
         )
     denoiser = native.onnx_denoiser(files["denoiser.onnx"], threads)
-    shape = manifest.spec.network.shape
-    if denoiser.shape != shape or set(denoiser.inputs) != set(manifest.inputs):
-        raise InvalidArtefact(
-            f"the model takes {denoiser.inputs} and makes {denoiser.shape}, its manifest says "
-            f"{manifest.inputs} and {shape}; export it again"
-        )
+    refuse_misfit(denoiser, manifest)
     return LoopRunner(denoiser)
 
 

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pyflow import native
+from pyflow import masks, native
 from pyflow.core import Plan
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.native import Samples
+from pyflow.spec import extra_of
 
 from .manifest import DENOISER, STEP, Manifest
 
@@ -82,10 +83,35 @@ class LoopRunner:
         self.denoiser = denoiser
 
     def run(self, request: Request) -> Samples:
-        return native.sample(self.denoiser, **vars(request))
+        told = told_of(request, self.denoiser.shape) if self.denoiser.extra else None
+        return native.sample(self.denoiser, **vars(request), told=told)
 
 
-def denoiser_of(graph: Graph, inputs: Sequence[str], shape: Sequence[int]) -> native.Denoiser:
+def told_of(request: Request, shape: Sequence[int]) -> np.ndarray:
+    """What a network that sees the mask is told of each picture; without a mask, that all of it is generated."""
+    full = (request.batch, *shape)
+    if request.mask is None:
+        return masks.told(np.zeros(full, np.float32), np.ones((request.batch, 1, *shape[1:]), np.float32))
+    if request.image is None:
+        raise InvalidInput("mask is given and image is None; this network is told the kept picture, expected one")
+    image, mask = np.broadcast_to(request.image, full), np.broadcast_to(request.mask, full)
+    if (mask != mask[:, :1]).any():
+        raise InvalidInput("mask differs between the channels of a pixel; this network is told one for all of them")
+    return masks.told(image, mask[:, :1])
+
+
+def refuse_misfit(denoiser: native.Denoiser, manifest: Manifest) -> None:
+    """A denoiser that tells what it is, beside what its manifest says."""
+    network = manifest.spec.network
+    said = (set(manifest.inputs), network.shape, extra_of(network))
+    if (set(denoiser.inputs), denoiser.shape, denoiser.extra) != said:
+        raise InvalidArtefact(
+            f"the network takes {denoiser.inputs}, makes {denoiser.shape} and is told {denoiser.extra} channels more; "
+            f"its manifest says {manifest.inputs}, {network.shape} and {extra_of(network)}: export it again"
+        )
+
+
+def denoiser_of(graph: Graph, inputs: Sequence[str], shape: Sequence[int], extra: int = 0) -> native.Denoiser:
     """A denoiser's graph as a denoiser of the C++ loop, called through Python."""
 
     def predict(x: np.ndarray, s: np.ndarray, t: np.ndarray, label: np.ndarray, out: np.ndarray) -> None:
@@ -97,7 +123,7 @@ def denoiser_of(graph: Graph, inputs: Sequence[str], shape: Sequence[int]) -> na
             )
         out[...] = prediction
 
-    return native.callable_denoiser(predict, shape)
+    return native.callable_denoiser(predict, shape, extra)
 
 
 class StepRunner:
@@ -188,7 +214,7 @@ def runner_of(manifest: Manifest, graph: Callable[[str], Graph]) -> Runner:
     """The runner of an engine's graphs; `graph(name)` loads one."""
     shape = manifest.spec.network.shape
     if manifest.what == DENOISER:
-        return LoopRunner(denoiser_of(graph("denoiser"), manifest.inputs, shape))
+        return LoopRunner(denoiser_of(graph("denoiser"), manifest.inputs, shape, extra_of(manifest.spec.network)))
     if manifest.what == STEP:
         return StepRunner(graph("step"), graph(GUIDED) if manifest.spec.null_label else None, shape)
     plans = [WholePlan(record.plan(manifest.spec), record.guidance, graph(record.graph)) for record in manifest.plans]

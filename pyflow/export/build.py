@@ -38,6 +38,11 @@ class Order:
                 raise InvalidInput(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         if self.solver is not None and self.solver not in core.SOLVERS:
             raise InvalidInput(f"solver is {self.solver!r}; expected one of {', '.join(core.SOLVERS)}")
+        if self.what != DENOISER and spec.network.sees_mask:
+            raise InvalidInput(
+                f"what is {self.what!r} and the network sees the mask; expected {DENOISER}: a {self.what} has no "
+                "input for the kept picture that the network is told"
+            )
         counts = set(self.steps)
         if not counts or min(counts) < 1 or max(counts) > STEPS_LIMIT or len(counts) != len(self.steps):
             raise InvalidInput(f"steps is {self.steps}; expected step counts of 1 to {STEPS_LIMIT}, each once")

@@ -67,9 +67,10 @@ class _Lowering:
     attention: Type
     film: int = NONE
 
-    def load(self, border: int) -> int:
+    def load(self, border: int, extra: int = 0) -> int:
+        """The state and, behind its channels, the `extra` ones that the network is told beside it."""
         channels, height, width = (*self.graph.shape, 1, 1)[:3]
-        output = self.graph.whole(Buffer(height, width, channels, border))
+        output = self.graph.whole(Buffer(height, width, channels + extra, border))
         return self.graph.add(Operation(Kind.LOAD, "load", output=output))
 
     def condition(self, condition: Condition, silu: bool) -> int:
@@ -181,7 +182,7 @@ def _unet(lowering: _Lowering, model: UNetNet) -> None:
     joints = _joints(lowering.graph, model)
 
     kept = [joint.kept for joint in reversed(joints)]
-    h = lowering.convolve("enter", model.enter, lowering.load(border=1), target=kept[0])
+    h = lowering.convolve("enter", model.enter, lowering.load(1, model.spec.extra), target=kept[0])
     for index, (layer, target) in enumerate(zip(model.down, kept[1:])):
         name = f"down.{index}"
         if isinstance(layer, Block):

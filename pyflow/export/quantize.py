@@ -1,5 +1,6 @@
 """int8 graphs: ONNX Runtime's static quantisation, calibrated on what the graphs are given while they sample."""
 
+import itertools
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -103,7 +104,8 @@ def _cases(spec: Spec, order: Order) -> list[Case]:
         return [Case(record.plan(spec), PICTURES, record.guidance, masked=False) for record in order.plans(spec)]
     plans = [spec.plan(core.uniform_grid(steps)) for steps in STEPS]
     guidances = GUIDANCES if spec.null_label else (1.0,)
-    return [Case(plan, PICTURES, guidance, masked=False) for plan in plans for guidance in guidances]
+    masked = (False, True) if spec.network.sees_mask else (False,)
+    return [Case(plan, PICTURES, *setting) for plan in plans for setting in itertools.product(guidances, masked)]
 
 
 def with_int8(graph: "onnx.ModelProto", feeds: Sequence[Feed], network: Network) -> "onnx.ModelProto":

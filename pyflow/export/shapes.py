@@ -13,7 +13,7 @@ from torch._higher_order_ops import while_loop
 from pyflow import core
 from pyflow.core import Plan, Row
 from pyflow.models import lowered
-from pyflow.spec import Spec
+from pyflow.spec import Spec, input_shape
 
 # Tracing the tests' tiny UNet takes 13 s for 4 rows unrolled, 28 s for 8, 82 s for 16, and 8 s for a loop of any number
 # (2 cores of an AMD EPYC, 2026-11-21).
@@ -49,7 +49,7 @@ class Denoiser(nn.Module):
     def examples(self, spec: Spec, batch: int = 2) -> tuple[Tensor, ...]:
         """Inputs of the right shapes and types, to trace with."""
         given = {
-            "x": torch.zeros(batch, *spec.network.shape),
+            "x": torch.zeros(batch, *input_shape(spec.network)),
             "s": torch.zeros(batch),
             "t": torch.zeros(batch),
             "label": torch.zeros(batch, dtype=torch.int64),
