@@ -22,7 +22,7 @@ from .loading import load
 from .sampler import count
 from .sources import open_source
 from .training.fields import to_yaml
-from .training.recipes import STUDENTS, TEACHERS, recipe
+from .training.recipes import STUDENTS, TEACHERS, TUNED, recipe
 
 CLASSIFIER = "classifier"
 PICTURE_SUFFIXES, SCALE_LIMIT = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff"), 64
@@ -33,12 +33,17 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.recipe == CLASSIFIER:
         _train_judge(arguments, changes | flags.beside(arguments))
         return
-    if arguments.print_config:
-        of_recipe: dict[str, Any] = {"size": arguments.size, "file": arguments.config, "known": TEACHERS}
+    if arguments.print_config and arguments.start is None:
+        of_recipe: dict[str, Any] = {"size": arguments.size, "file": arguments.config, "known": TEACHERS | TUNED}
         print(to_yaml(recipe(arguments.recipe, arguments.data, **of_recipe, **changes)), end="")
         return
     from . import commands
 
+    if arguments.print_config:
+        from_start: dict[str, Any] = {"size": arguments.size, "config": arguments.config}
+        setting = commands.teacher(arguments.recipe, arguments.data, arguments.start, **from_start, **changes)
+        print(to_yaml(setting), end="")
+        return
     out = _expected(arguments, "out", "the checkpoint's folder")
     settings["start"] = arguments.start
     made = commands.train_teacher(arguments.recipe, arguments.data, out, **settings, **changes)
@@ -246,10 +251,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--report", type=Path, default=Path("report"), help="the report's folder")
 
     train = command("train", _train, "train on data by any method, or the classifier that judges its pictures")
-    train.add_argument("recipe", help=f"one of {', '.join([*TEACHERS, CLASSIFIER])}")
+    train.add_argument("recipe", help=f"one of {', '.join([*TEACHERS, *TUNED, CLASSIFIER])}")
     train.add_argument("--data", default=None, help=f"{_DATA}; without it that of --config, or the digits")
     train.add_argument("--out", type=Path, default=None, help="the checkpoint's folder")
-    train.add_argument("--start", type=Path, default=None, help="a checkpoint whose weights are the first ones")
+    train.add_argument("--start", type=Path, default=None, help="a checkpoint to begin with its weights")
     flags.add_recipe(train)
 
     pairs = command("pairs", _pairs, "have a teacher make (noise, label, picture) pairs")

@@ -23,13 +23,13 @@ from .sources import open_source
 from .spec import MLP, Spec, refuse_other_inputs
 from .training import classifier
 from .training import pairs as pairs_files
-from .training.batch import Draw, endless, paired, unpaired
-from .training.beginnings import begin, spec_of
+from .training.batch import Draw, endless, mask_bank, paired, unpaired
+from .training.beginnings import begin, seeing_masks, spec_of
 from .training.data import LAWS, Dataset, load_dataset, name_of
 from .training.distributed import join
 from .training.objectives import refuse_source
 from .training.pairs import PairsSpec
-from .training.recipes import STUDENTS, TEACHERS, Recipe, recipe
+from .training.recipes import STUDENTS, TEACHERS, TUNED, Recipe, recipe
 from .training.trainer import train
 
 
@@ -52,7 +52,11 @@ def train_teacher(
     `changes` are fields of the recipe, over those of `config`. `start` is the checkpoint that gives the first weights,
     `judge` the folder of a classifier. `device`, `watch` and `logs` are the trainer's.
     """
-    setting = recipe(name, data, size=size, file=config, known=TEACHERS, **changes)
+    setting = teacher(name, data, start, size=size, config=config, **changes)
+    if name in TUNED and start is None:
+        raise InvalidInput(
+            f"--start is missing; recipe {name!r} expected a checkpoint to go on from: `pyflow train cfm` makes one"
+        )
     refuse_source(setting.objective, pairs=False)
     dataset = load_dataset(setting.data)
     network = setting.network
@@ -66,8 +70,24 @@ def train_teacher(
     setting = replace(setting, data=dataset.name)  # a folder by its name, wherever it lies
     spec = spec_of(setting, **({"start": checkpoint.weights_sha256(start)} if start else {}))
     where = join(device).device  # the whole set lies where it is trained on
-    draw = endless(law) if law else unpaired(dataset.images.to(where), dataset.labels.to(where), setting.flip)
+    masks = mask_bank(network.shape, setting.seed).to(where) if network.sees_mask else None
+    pictures = dataset.images.to(where), dataset.labels.to(where)
+    draw = endless(law) if law else unpaired(*pictures, setting.flip, masks, setting.options.masked)
     return _train(setting, spec, draw, folder, start, judge, device=device, watch=watch, logs=logs)
+
+
+def teacher(
+    name: str,
+    data: str | None = None,
+    start: Path | None = None,
+    *,
+    size: str | None = None,
+    config: Path | None = None,
+    **changes: Any,
+) -> Recipe:
+    """The recipe of what learns from data; one that fine-tunes has the network of its start, and sees masks too."""
+    base = seeing_masks(start) if name in TUNED and start else {}
+    return recipe(name, data, size=size, file=config, base=base, known=TEACHERS | TUNED, **changes)
 
 
 def _train(

@@ -42,7 +42,7 @@ def test_an_exact_flow_map_has_no_semigroup_error(rng):
 def test_the_jvp_norm_is_that_of_finite_differences(rng):
     """Along x_s, which moves by image - noise, with t fixed: in float64 of a network of any weights."""
     net, probed = network(POINTS, int(rng.integers(2**31))).double(), batch(rng)
-    probed = Batch(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in probed))
+    probed = probed.each(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
     s, t = probed.coins[:, :2].sort(1).values.unbind(1)
 
     def said(shift: float) -> torch.Tensor:
@@ -74,7 +74,8 @@ def test_samples_are_those_of_the_sampler(kind, solver):
     spec = Spec(kind, "vp-cosine", "noise", solver) if solver == "ddpm" else Spec(kind)
     net = network(kind, 3)
     labels = torch.arange(5) % 3
+    like = Batch(torch.empty(5, *kind.shape), labels, torch.empty(5, *kind.shape), torch.empty(5, COINS))
     flow = Flow(eager.runner(net, spec), spec, eager.BACKEND, "none")
     expected = flow.sample(5, steps=3, label=labels.tolist(), seed=0).states
-    seen = states(net, spec, 3, labels, batch=2).numpy()
+    seen = states(net, spec, 3, like, size=2).numpy()
     np.testing.assert_allclose(seen, expected, rtol=1e-3, atol=1e-4)

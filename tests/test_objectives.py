@@ -304,7 +304,7 @@ def test_what_cannot_be_learnt_is_refused(name, spec, changes, sentence):
 def test_options_are_read_or_refused(name):
     """Each option beside the default: one that an objective reads is taken."""
     others = {"times": "u-shaped", "jump": 0.1, "huber": 3.0, "lpips": 1.0, "grid": 9, "diagonal": 0.5}
-    others |= {"guidance": 2.0, "adaptive": 0.5, "gap": 0.1, "learned_weight": True}
+    others |= {"guidance": 2.0, "adaptive": 0.5, "gap": 0.1, "learned_weight": True, "masked": 0.1, "region": 0.0}
     assert others.keys() | {"pooled"} == {field.name for field in fields(Options)}
     for option, value in others.items():
         if option in OBJECTIVES[name].reads | {"learned_weight"}:
@@ -315,7 +315,7 @@ def test_options_are_read_or_refused(name):
 
 
 def test_every_option_has_a_reader():
-    read = frozenset.union(*(each.reads for each in OBJECTIVES.values()))
+    read = frozenset.union(*(each.reads | each.holes for each in OBJECTIVES.values()))
     assert read | {"learned_weight"} == {field.name for field in fields(Options)}
 
 

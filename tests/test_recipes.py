@@ -138,7 +138,7 @@ def test_every_field_has_a_flag():
         (("--network.channels", "9"), "channels is 9; expected a multiple of 8"),
         (("--network.width", "9"), "a network of the kind unet has no width; it has shape"),
         (("--network.kind", "cnn"), "network.kind is 'cnn'; expected one of mlp, unet"),
-        (("--network.extra", "2"), "network.extra is 2; expected 0"),
+        (("--network.extra", "3"), "network.extra is 3; expected 0, or 2 for what is kept of a picture and its mask"),
         (("--size", "5m", "--data", "faces"), "size is '5m'; expected one of 1m, 9m, 36m"),
         (("--size", "9m"), "size is '9m'; expected none: the network of digits comes in one size"),
         (("--data", "nowhere"), "data is 'nowhere'; expected one of digits, checkerboard, cifar10, or a folder"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pyflow.training.batch import Batch, unpaired
+from pyflow.training.batch import Batch, mask_bank, unpaired
 from pyflow.training.settings import Options, Recipe
 from pyflow.training.trainer import provenance, train
 from tiny import UNET
@@ -20,6 +20,7 @@ DROPOUT = replace(RECIPE, network=replace(UNET, dropout=0.2), steps=9, batch=2)
 SETTINGS = {
     "points": RECIPE,
     "unet": DROPOUT,
+    "masks": replace(DROPOUT, network=replace(UNET, extra=2), flip=True),
     "reflow": replace(RECIPE, name="reflow", objective="reflow", label_dropout=0.0),
     "muon": replace(DROPOUT, optimizer="muon", schedule="cosine"),
     "muon on points": replace(RECIPE, optimizer="muon", network=replace(POINTS, depth=3)),
@@ -37,7 +38,8 @@ def spec_of(setting: Recipe) -> Spec:
 def data(setting: Recipe):
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(32, *setting.network.shape, generator=generator)
-    return unpaired(images, torch.arange(32) % 3)
+    masks = mask_bank(setting.network.shape, setting.seed) if setting.network.sees_mask else None
+    return unpaired(images, torch.arange(32) % 3, setting.flip, masks, setting.options.masked)
 
 
 def run(folder, setting=RECIPE, draw=None, **arguments) -> bool:

@@ -10,11 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyflow.masks import draw as draw_masks
+from pyflow.masks import told
+from pyflow.noise import SEED_LIMIT
 from pyflow.spec import Spec
 
 from .data import values
 
 COINS = 4  # an objective uses the first ones; the last one drops the label
+MASKS, FAR = 4096, 2**31  # how many a teacher learns from; their numbers, which are no picture's that it is judged by
 
 
 class Batch(NamedTuple):
@@ -22,13 +26,27 @@ class Batch(NamedTuple):
     label: Tensor  # int64 (B,)
     image: Tensor
     coins: Tensor  # float32 (B, COINS), uniform in 0..1
+    mask: Tensor | None = None  # float32 (B, 1, H, W), 1 is generated and 0 is kept; of a network that sees it
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with all that it holds changed so."""
+        noise, label, image, coins = map(change, self[:4])
+        return Batch(noise, label, image, coins, None if self.mask is None else change(self.mask))
 
     def part(self, index: int, count: int) -> "Batch":
         """Every `count`-th sample from `index` on: the first share of each part is in the first share of the whole."""
-        return Batch(*(tensor[index::count] for tensor in self))
+        return self.each(lambda tensor: tensor[index::count])
+
+    def between(self, first: int, end: int | None) -> "Batch":
+        """The samples from `first` up to `end`."""
+        return self.each(lambda tensor: tensor[first:end])
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def joined(self, x: Tensor) -> Tensor:
+        """What a network is given of the states x: beside them, where there are masks, what is kept and the mask."""
+        return x if self.mask is None else torch.cat([x, told(self.image, self.mask)], dim=1)
 
     def share(self, share: float) -> int:
         """How many samples are this share of the batch: its first ones, so that parts of it agree with the whole."""
@@ -37,7 +55,7 @@ class Batch(NamedTuple):
     def cut(self, share: float) -> tuple["Batch", "Batch"]:
         """The first share of the batch, and the rest."""
         at = self.share(share)
-        return Batch(*(tensor[:at] for tensor in self)), Batch(*(tensor[at:] for tensor in self))
+        return self.between(0, at), self.between(at, None)
 
 
 class Losses(NamedTuple):
@@ -68,8 +86,13 @@ def drop_labels(batch: Batch, spec: Spec, share: float) -> Batch:
     return batch._replace(label=torch.where(batch.coins[:, -1] < share, spec.network.classes, batch.label))
 
 
-def unpaired(images: Tensor, labels: Tensor, flip: bool = False) -> Draw:
-    """Batches of pictures with fresh noise: what a teacher learns from; with `flip`, half of them mirrored."""
+def unpaired(
+    images: Tensor, labels: Tensor, flip: bool = False, masks: Tensor | None = None, masked: float = 1.0
+) -> Draw:
+    """Batches of pictures with fresh noise: what a teacher learns from; with `flip`, half of them mirrored.
+
+    `masks` (N, 1, H, W) are those to choose from, for this share of the samples; the others have nothing kept.
+    """
 
     def draw(count: int) -> Batch:
         device = images.device
@@ -78,9 +101,22 @@ def unpaired(images: Tensor, labels: Tensor, flip: bool = False) -> Draw:
         if flip:
             picked = torch.where(over(torch.rand(count, device=device) < 0.5, picked), picked.flip(-1), picked)
         noise = torch.randn(count, *images.shape[1:], device=device)
-        return Batch(noise, labels[chosen], picked, torch.rand(count, COINS, device=device))
+        coins = torch.rand(count, COINS, device=device)
+        return Batch(noise, labels[chosen], picked, coins, None if masks is None else _some(masks, count, masked))
 
     return draw
+
+
+def mask_bank(shape: Sequence[int], seed: int) -> Tensor:
+    """Masks of every kind for pictures of this shape, the same for the same seed."""
+    drawn = draw_masks("mixed", shape[1], shape[2], MASKS, seed=seed % SEED_LIMIT, first=FAR)
+    return torch.from_numpy(drawn)
+
+
+def _some(masks: Tensor, count: int, share: float) -> Tensor:
+    chosen = masks[torch.randint(len(masks), (count,), device=masks.device)]
+    keeps = torch.rand(count, device=masks.device) < share
+    return torch.where(over(keeps, chosen), chosen, torch.ones_like(chosen))
 
 
 def endless(points: Callable[[int], Tensor]) -> Draw:
@@ -95,12 +131,12 @@ def endless(points: Callable[[int], Tensor]) -> Draw:
 
 
 def paired(pairs: Sequence[Tensor]) -> Draw:
-    """Batches of a teacher's (noise, label, picture): what a student learns from."""
-    noise, labels, images = pairs
+    """Batches of a teacher's (noise, label, picture) or (noise, label, picture, mask): what a student learns from."""
+    noise, labels, images, *masks = pairs
 
     def draw(count: int) -> Batch:
         chosen = torch.randint(len(images), (count,), device=images.device)
         coins = torch.rand(count, COINS, device=images.device)
-        return Batch(noise[chosen], labels[chosen], images[chosen], coins)
+        return Batch(noise[chosen], labels[chosen], images[chosen], coins, masks[0][chosen] if masks else None)
 
     return draw

@@ -1,5 +1,6 @@
 """Where training begins: what the network will be, and the weights of another checkpoint that it starts from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,22 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from pyflow import checkpoint
+from pyflow.core import NOISE, VELOCITY
 from pyflow.errors import InvalidInput
 from pyflow.models import build
-from pyflow.spec import Network, Spec
+from pyflow.spec import Network, Spec, UNet
 
 from .settings import Recipe
 from .trainer import provenance
 
-TIMES, GUIDE = "condition.project.0.weight", "condition.guide."
+TIMES, GUIDE, ENTER = "condition.project.0.weight", "condition.guide.", "enter.weight"
+OBJECTIVES = {VELOCITY: "cfm", NOISE: "ddpm"}  # by what the checkpoint predicts
 
 
 def spec_of(setting: Recipe, **origin: Any) -> Spec:
     """What the trained network will be; one with its guidance in its weights is not guided again."""
     network = setting.network
     extra = getattr(network, "extra", 0)
-    if extra:
-        raise InvalidInput(f"network.extra is {extra}; expected 0: these recipes have nothing to give it there")
+    if extra and not network.sees_mask:
+        raise InvalidInput(
+            f"network.extra is {extra}; expected 0, or {network.shape[0] + 1} for what is kept of a picture and its "
+            "mask: the recipes have nothing else to give it there"
+        )
     if setting.flip and len(network.shape) == 1:
         raise InvalidInput("flip is True; expected False: points have no mirror image")
     if setting.options.lpips > 0 and len(network.shape) == 1:
@@ -43,10 +49,29 @@ def spec_of(setting: Recipe, **origin: Any) -> Spec:
     )
 
 
+def seeing_masks(source: Path) -> dict[str, Any]:
+    """The recipe's fields that go on from a checkpoint with a network that sees the mask too."""
+    spec = checkpoint.load_spec(source)
+    network = spec.network
+    if not isinstance(network, UNet) or network.times == 2 or spec.prediction not in OBJECTIVES:
+        raise InvalidInput(
+            f"the network of {source} is a {type(network).__name__} of times={network.times} that predicts "
+            f"{spec.prediction}; recipe 'inpaint' expected a UNet of times=1 that predicts {' or '.join(OBJECTIVES)}: "
+            "start from what `pyflow train cfm` makes of pictures"
+        )
+    return {
+        "network": replace(network, extra=network.shape[0] + 1),
+        "path": spec.path,
+        "prediction": spec.prediction,
+        "solver": spec.solver,
+        "objective": OBJECTIVES[spec.prediction],
+    }
+
+
 def begin(source: Path, network: Network) -> nn.Module:
     """A module of `network` that says what the checkpoint's does.
 
-    A second time and a guidance are inputs that the checkpoint may lack: what reads them starts at zero.
+    A second time, a guidance and a mask are inputs that the checkpoint may lack: what reads them starts at zero.
     """
     model, spec = checkpoint.load(source)
     weights, made = dict(model.state_dict()), build(network)
@@ -55,6 +80,10 @@ def begin(source: Path, network: Network) -> nn.Module:
     if network.guided and not spec.network.guided:
         guide = {name: weight for name, weight in made.state_dict().items() if name.startswith(GUIDE)}
         weights |= {name: weight * (not name.startswith(f"{GUIDE}2.")) for name, weight in guide.items()}
+    if network.sees_mask and not spec.network.sees_mask and ENTER in weights:
+        blind = weights[ENTER]
+        told = torch.zeros(len(blind), network.shape[0] + 1, *blind.shape[2:], dtype=blind.dtype)
+        weights[ENTER] = torch.cat([blind, told], dim=1)
     _refuse_misfits(source, weights, made.state_dict())
     made.load_state_dict(weights)
     return made

@@ -32,8 +32,12 @@ def jvp_norm(net: nn.Module, spec: Spec, batch: Batch, told: Told = ()) -> float
     at = over(s, batch.image)
     direction = (path.velocity(batch.image, batch.noise, at), torch.ones_like(s), torch.zeros_like(t))
     at_s = (path.mix(batch.image, batch.noise, at), s, t)
+
+    def phi(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return net(batch.joined(x), s, t, batch.label, *told)
+
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        rate: Tensor = torch.func.jvp(lambda x, s, t: net(x, s, t, batch.label, *told), at_s, direction)[1]
+        rate: Tensor = torch.func.jvp(phi, at_s, direction)[1]
     return float(_rms(rate))
 
 
@@ -41,7 +45,7 @@ def semigroup_error(net: nn.Module, spec: Spec, batch: Batch, told: Told = ()) -
     """|X_st - X_ut(X_su)| / |X_st - x_s| of a flow map, 0 for an exact one, at random s < u < t."""
 
     def jump(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        return x + over(t - s, x) * net(x, s, t, batch.label, *told)
+        return x + over(t - s, x) * net(batch.joined(x), s, t, batch.label, *told)
 
     s, u, t = batch.coins[:, :3].sort(1).values.unbind(1)
     x = PATHS[spec.path].mix(batch.image, batch.noise, over(s, batch.image))

@@ -21,34 +21,44 @@ from .times import draw_time
 Loss = Callable[[nn.Module, Spec, Batch, Options], Losses]
 
 
-def _regress(net: nn.Module, spec: Spec, batch: Batch, t: Tensor) -> Losses:
+def _squares(missed: Tensor, batch: Batch, options: Options) -> tuple[Tensor, Tensor]:
+    """What was missed, squared, a sample: with this share of it the mean over the hole alone; and over the whole."""
+    whole = mean_square(missed)
+    if batch.mask is None:
+        return whole, whole
+    holes = (batch.mask * missed.float().square()).flatten(1).sum(1) / batch.mask.flatten(1).sum(1).clamp(min=1)
+    return (1 - options.region) * whole + options.region / missed.shape[1] * holes, whole
+
+
+def _regress(net: nn.Module, spec: Spec, batch: Batch, t: Tensor, options: Options) -> Losses:
     """|net(x_t, t) - target|^2, the target being what `spec.prediction` means on `spec.path`."""
     path, at = PATHS[spec.path], over(t, batch.image)
-    said = net(path.mix(batch.image, batch.noise, at), t, t, batch.label)
-    each = mean_square(said - target(path, spec.prediction, batch.image, batch.noise, at))
-    return Losses(each, t, t, each)
+    said = net(batch.joined(path.mix(batch.image, batch.noise, at)), t, t, batch.label)
+    missed = said - target(path, spec.prediction, batch.image, batch.noise, at)
+    each, square = _squares(missed, batch, options)
+    return Losses(each, t, t, square)
 
 
 def cfm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Conditional flow matching (Lipman et al. 2023, eq. 9): E |v(x_t, t) - (x_1 - x_0)|^2."""
     t = draw_time(batch.coins[:, 0], options.times)
-    return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t)
+    return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t, options)
 
 
 def ddpm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Denoising diffusion (Ho et al. 2020, eq. 14): E |eps - eps(sqrt(abar_t) x_1 + sqrt(1 - abar_t) eps, t)|^2."""
     t = batch.coins[:, 0]
-    return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t)
+    return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t, options)
 
 
 def lines(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Lines: E |f(x_t, t) - x_1|^2 at every t of the straight line between a teacher's noise and its picture."""
-    return _regress(net, spec, batch, batch.coins[:, 0])
+    return _regress(net, spec, batch, batch.coins[:, 0], options)
 
 
 def naive(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """What Lines is held against: E |f(x_0, 0) - x_1|^2, at the noise alone."""
-    return _regress(net, spec, batch, torch.zeros_like(batch.coins[:, 0]))
+    return _regress(net, spec, batch, torch.zeros_like(batch.coins[:, 0]), options)
 
 
 def _bent(net: nn.Module, spec: Spec, batch: Batch, t: Tensor, options: Options) -> Losses:
@@ -56,8 +66,9 @@ def _bent(net: nn.Module, spec: Spec, batch: Batch, t: Tensor, options: Options)
     and LPIPS between the picture and where the network's line from x_t ends."""
     path, at = PATHS[spec.path], over(t, batch.image)
     x = path.mix(batch.image, batch.noise, at)
-    said = net(x, t, t, batch.label)
-    each = square = mean_square(said - target(path, spec.prediction, batch.image, batch.noise, at))
+    said = net(batch.joined(x), t, t, batch.label)
+    missed = said - target(path, spec.prediction, batch.image, batch.noise, at)
+    each, square = _squares(missed, batch, options)
     if options.huber:
         each = (each + options.huber**2).sqrt() - options.huber
     if options.lpips:
@@ -84,6 +95,7 @@ class Objective(NamedTuple):
 
     loss: Loss
     reads: frozenset[str] = frozenset()  # learned_weight is the trainer's and fits all
+    holes: frozenset[str] = frozenset()  # what it reads besides for a network that sees the mask; empty: it takes none
     predicts: str = VELOCITY
     paths: tuple[str, ...] = ("linear",)  # a velocity has no limit at t=1 on the others
     from_pairs: bool = False
@@ -91,16 +103,18 @@ class Objective(NamedTuple):
     differentiates: bool = False  # the network, along a direction
 
 
+HELD = frozenset({"region"})
+HOLES = HELD | {"masked"}
 BEND = frozenset({"huber", "lpips"})
 MAP = frozenset({"times", "diagonal", "pooled"})
 MEAN = MAP | {"guidance", "adaptive"}
 OBJECTIVES = {
-    "cfm": Objective(cfm, frozenset({"times", "pooled"})),
-    "ddpm": Objective(ddpm, frozenset({"pooled"}), NOISE, ("vp-cosine", "vp-linear")),
-    "reflow": Objective(reflow, BEND | {"times", "jump"}, from_pairs=True),
-    "grid": Objective(grid, BEND | {"grid"}, from_pairs=True),
-    "lines": Objective(lines, predicts=IMAGE, from_pairs=True),
-    "naive": Objective(naive, predicts=IMAGE, from_pairs=True),
+    "cfm": Objective(cfm, frozenset({"times", "pooled"}), HOLES),
+    "ddpm": Objective(ddpm, frozenset({"pooled"}), HOLES, NOISE, ("vp-cosine", "vp-linear")),
+    "reflow": Objective(reflow, BEND | {"times", "jump"}, HELD, from_pairs=True),
+    "grid": Objective(grid, BEND | {"grid"}, HELD, from_pairs=True),
+    "lines": Objective(lines, holes=HELD, predicts=IMAGE, from_pairs=True),
+    "naive": Objective(naive, holes=HELD, predicts=IMAGE, from_pairs=True),
     "meanflow": Objective(meanflow, MEAN, two_times=True, differentiates=True),
     "improved-meanflow": Objective(improved_meanflow, MEAN, two_times=True, differentiates=True),
     "lsd": Objective(lsd, MAP, two_times=True, differentiates=True),
@@ -144,7 +158,15 @@ def objective(name: str, spec: Spec, options: Options) -> Objective:
             options.guidance == 1 or (guides and network.classes > 0),
             f"guidance is {options.guidance:g}; expected 1: only MeanFlow on labelled data has guidance in its target",
         ),
-        (not options.pooled or network.classes == 0, "pooled is True; expected False: pools know no classes"),
+        (
+            not network.sees_mask or asked.holes,
+            f"the network sees a mask; {name} expected one that sees none: "
+            f"{', '.join(other for other, each in OBJECTIVES.items() if each.holes)} fill holes",
+        ),
+        (
+            not options.pooled or (network.classes == 0 and not network.sees_mask),
+            "pooled is True; expected False: pools know no classes and no masks",
+        ),
         (
             not options.lpips or len(network.shape) == 3,
             f"lpips is {options.lpips:g}; expected 0: points are no pictures",
@@ -152,11 +174,13 @@ def objective(name: str, spec: Spec, options: Options) -> Objective:
     ):
         if not fits:
             raise InvalidInput(sentence)
+    reads = asked.reads | asked.holes if network.sees_mask else asked.reads
     for option in fields(Options):
         value = getattr(options, option.name)
-        if value != option.default and option.name not in asked.reads | {"learned_weight"}:
+        if value != option.default and option.name not in reads | {"learned_weight"}:
+            blind = " of a network that sees no mask" if option.name in asked.holes else ""
             raise InvalidInput(
-                f"{option.name} is {value!r}; expected {option.default!r}: {name} does not read it, "
-                f"but {', '.join(sorted(asked.reads)) or 'no option'}"
+                f"{option.name} is {value!r}; expected {option.default!r}: {name}{blind} does not read it, "
+                f"but {', '.join(sorted(reads)) or 'no option'}"
             )
     return asked

@@ -11,32 +11,34 @@ from pyflow.core import sample, uniform_grid
 from pyflow.noise import normal
 from pyflow.spec import Spec
 
+from .batch import Batch
+
 if TYPE_CHECKING:
     import PIL.Image
 
 SEED, CELLS, REACH, SCALE = 0, 96, 1.1, 3
 
 
-def states(net: nn.Module, spec: Spec, steps: int, labels: Tensor, batch: int = 64) -> Tensor:
-    """Final states, one a label, of pictures 0, 1, ... of the preview's seed."""
-    parts = labels.split(batch)
-    return torch.cat([_states(net, spec, steps, part, batch * number) for number, part in enumerate(parts)])
+def states(net: nn.Module, spec: Spec, steps: int, like: Batch, size: int = 64) -> Tensor:
+    """Final states of pictures 0, 1, ... of the preview's seed, with the labels of these samples and what they keep."""
+    starts = range(0, len(like.label), size)
+    return torch.cat([_states(net, spec, steps, like.between(at, at + size), at) for at in starts])
 
 
 @torch.no_grad()
-def _states(net: nn.Module, spec: Spec, steps: int, label: Tensor, first: int) -> Tensor:
-    shape, count = spec.network.shape, len(label)
-    told = (torch.ones(count, device=label.device),) if spec.network.guided else ()
+def _states(net: nn.Module, spec: Spec, steps: int, like: Batch, first: int) -> Tensor:
+    shape, count, device = spec.network.shape, len(like.label), like.label.device
+    told = (torch.ones(count, device=device),) if spec.network.guided else ()
 
     def noise(row: int) -> Tensor:
         drawn = normal(SEED, first, count, int(np.prod(shape)), row)
-        return torch.from_numpy(drawn).reshape(count, *shape).to(label.device)
+        return torch.from_numpy(drawn).reshape(count, *shape).to(device)
 
     def denoise(x: Tensor, s: float, t: float, labelled: bool) -> Tensor:
-        times = (torch.full((count,), time, device=x.device) for time in (s, t))
-        return net(x, *times, label, *told).float()
+        times = (torch.full((count,), time, device=device) for time in (s, t))
+        return net(like.joined(x), *times, like.label, *told).float()
 
-    return sample(denoise, spec.plan(uniform_grid(steps)), noise)
+    return sample(denoise, spec.plan(uniform_grid(steps)), noise, mask=like.mask, image=like.image)
 
 
 def picture(rows: Sequence[Tensor], real: Tensor) -> "PIL.Image.Image | None":

@@ -11,7 +11,7 @@ from pyflow.spec import MLP, Network, UNet
 from .fields import NETWORK, changed, read_yaml
 from .settings import Options, Recipe
 
-__all__ = ["SIZES", "STUDENTS", "TEACHERS", "Options", "Recipe", "recipe"]
+__all__ = ["SIZES", "STUDENTS", "TEACHERS", "TUNED", "Options", "Recipe", "recipe"]
 
 # The networks that figures in this project speak of, at 32x32; names tell the parameters.
 UNET_1M = UNet(channels=32, multipliers=(1, 1, 2, 2), blocks=1, attention=(16, 8, 4))
@@ -19,6 +19,7 @@ UNET_9M = UNet(channels=64, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,),
 UNET_36M = UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=4)
 UNET_DIGITS = UNet(shape=(1, 16, 16), channels=24, multipliers=(1, 2, 2), blocks=1, attention=(4,))
 MLP_2D = MLP(shape=(2,), width=256, depth=4)
+SLOWER_WAVE = 20.0  # for two times in the plane
 
 SIZES = {"1m": UNET_1M, "9m": UNET_9M, "36m": UNET_36M}
 WIDTHS = ("channels", "multipliers", "blocks")
@@ -59,9 +60,22 @@ def ddpm(data: str = "digits", size: str = "1m") -> Recipe:
     return replace(cfm(data, size), name="ddpm", objective="ddpm", path="vp-linear", prediction="noise", solver="ddim")
 
 
+def inpaint(data: str = "digits", size: str = "1m") -> Recipe:
+    """A checkpoint goes on as a network that sees what is kept of a picture: half of the samples have a hole, which
+    has its own share of the loss."""
+    setting = cfm(data, size)
+    if not isinstance(setting.network, UNet):
+        raise InvalidInput(f"data is {data!r}; recipe 'inpaint' expected pictures: points have no holes to fill")
+    network = replace(setting.network, extra=setting.network.shape[0] + 1)
+    return replace(setting, name="inpaint", network=network, learning_rate=5e-5, label_dropout=0.15)
+
+
 def _two_times(name: str, data: str, size: str, options: Options) -> Recipe:
     setting = cfm(data, size)
-    return replace(setting, name=name, objective=name, network=replace(setting.network, times=2), options=options)
+    network = replace(setting.network, times=2)
+    if data == "checkerboard":
+        network = replace(network, fastest_wave=SLOWER_WAVE)
+    return replace(setting, name=name, objective=name, network=network, options=options)
 
 
 def _gentle(setting: Recipe) -> Recipe:
@@ -70,16 +84,15 @@ def _gentle(setting: Recipe) -> Recipe:
 
 
 def _flow_map(name: str, data: str, size: str) -> Recipe:
-    return _two_times(
-        name, data, size, Options(pooled=True) if data == "checkerboard" else Options(learned_weight=True)
-    )
+    options = Options(times="mixed", pooled=True) if data == "checkerboard" else Options(learned_weight=True)
+    return _two_times(name, data, size, options)
 
 
 def _mean_flow(name: str, data: str, size: str) -> Recipe:
     """Guidance 2 is in the target where there are labels to guide by. A target in the plane is mostly chance, and
     the adaptive weight would favour those that fit."""
     if data == "checkerboard":
-        return _gentle(_two_times(name, data, size, Options(adaptive=0.0, pooled=True)))
+        return _gentle(_two_times(name, data, size, Options(times="mixed", adaptive=0.0, pooled=True)))
     return _two_times(name, data, size, Options(times="logit-normal", diagonal=0.25, guidance=2.0))
 
 
@@ -163,6 +176,7 @@ TEACHERS: Known = {
     "esd": esd,
     "consistency": consistency,
 }
+TUNED: Known = {"inpaint": inpaint}  # of a checkpoint, on data
 STUDENTS: Known = {"reflow": reflow, "grid": grid, "lines": lines, "naive": naive}
 
 
@@ -173,7 +187,7 @@ def recipe(
     size: str | None = None,
     file: Path | None = None,
     base: Mapping[str, Any] | None = None,
-    known: Known = TEACHERS | STUDENTS,
+    known: Known = TEACHERS | TUNED | STUDENTS,
     **changes: Any,
 ) -> Recipe:
     """A recipe by name. Over its own fields go those of `base`, then those of a YAML file, then `changes`.

@@ -8,7 +8,7 @@ from pyflow.core import PATHS, PREDICTIONS, SOLVERS
 from pyflow.errors import InvalidInput
 from pyflow.spec import Network
 
-TIMES = ("uniform", "u-shaped", "logit-normal")
+TIMES = ("uniform", "u-shaped", "mixed", "logit-normal")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("fp32", "bf16")
@@ -24,7 +24,7 @@ def _expect_all(setting: Any, **rules: tuple[bool, str]) -> None:
 class Options:
     """The settings of the objectives themselves; each objective says which of them it reads."""
 
-    times: str = "uniform"  # cfm, reflow, consistency, flow maps: uniform, u-shaped or logit-normal
+    times: str = "uniform"  # cfm, reflow, consistency, flow maps: one of TIMES
     jump: float = 0.5  # reflow: the share of the batch at t=0
     huber: float = 0.0  # reflow, grid: the pseudo-Huber loss's bend, in root mean squares an element; 0 is the square
     lpips: float = 0.0  # reflow, grid: the weight of LPIPS beside it
@@ -35,6 +35,8 @@ class Options:
     learned_weight: bool = False  # the trainer: e^-w L + w, with w(s, t) learned
     gap: float = 0.02  # consistency: between the two times that are compared
     pooled: bool = False  # cfm, ddpm, flow maps, MeanFlow: targets are means over the batch; for points in the plane
+    masked: float = 0.5  # cfm, ddpm of a network that sees the mask: the share of the samples with a hole
+    region: float = 0.3  # ... and the pairs' objectives too: the weight of the hole alone, the whole having the rest
 
     def __post_init__(self) -> None:
         _expect_all(
@@ -48,6 +50,8 @@ class Options:
             guidance=(1 <= self.guidance < math.inf, "1 (none) or more"),
             adaptive=(0 <= self.adaptive < math.inf, "0 or more"),
             gap=(0 < self.gap < 1, "above 0 and below 1"),
+            masked=(0 <= self.masked <= 1, "0 to 1, a share of the samples"),
+            region=(0 <= self.region <= 1, "0 to 1, a share of the loss"),
         )
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from .fields import to_yaml
 from .objectives import OBJECTIVES, objective
 from .optimizers import optimizers, rate, set_rate
 from .resume import Run, restore, save
-from .settings import Recipe
+from .settings import Options, Recipe
 from .watch import Watch
 from .weighting import LearnedWeight
 
@@ -184,13 +184,21 @@ def _refuse_another_run(spec: Spec, folder: Path) -> None:
     if folder.resolve() == Path.cwd():
         raise InvalidInput(f"{folder} is where this runs, and each save takes its place; expected a folder in it")
     if checkpoint.is_checkpoint(folder):
-        if checkpoint.load_spec(folder) != spec:
+        if _with_every_option(checkpoint.load_spec(folder)) != spec:
             raise InvalidInput(
                 f"{folder} holds a checkpoint of another recipe; expected none or the same run: remove it, or name "
                 "another"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InvalidInput(f"{folder} is no checkpoint; expected one of the same run, or a name that is free")
+
+
+def _with_every_option(spec: Spec) -> Spec:
+    """An unfinished run of a pyflow that knew fewer options has the others' defaults."""
+    told = spec.provenance.get("options")
+    if not isinstance(told, dict):
+        return spec
+    return replace(spec, provenance={**spec.provenance, "options": {**asdict(Options()), **told}})
 
 
 def _refuse_strangers(run: Run, folder: Path) -> None:

@@ -14,7 +14,7 @@ from pyflow.core import VELOCITY
 from pyflow.spec import Spec
 
 from . import health, preview
-from .batch import Batch, Draw
+from .batch import Draw
 from .classifier import Classifier
 from .distributed import forked
 
@@ -42,20 +42,23 @@ class Watch:
 
     def look(self, net: nn.Module) -> tuple[dict[str, float], "PIL.Image.Image | None"]:
         """The signs of health by name, and a picture of samples at 1, 2 and 4 steps."""
-        spec, probed = self.spec, Batch(*(tensor[:PROBED] for tensor in self.real))
+        spec, probed = self.spec, self.real.between(0, PROBED)
         told = (torch.ones(PROBED, device=probed.image.device),) if spec.network.guided else ()
         plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         name, features = self.features
 
         def distance() -> float:
-            made = preview.states(net, spec, STEPS[-1], self.real.label)
+            made = preview.states(net, spec, STEPS[-1], self.real)
             with torch.no_grad():
                 return health.small_frechet(made, self.real.image, features)
 
         def picture() -> "PIL.Image.Image | None":
-            shown = self.real.label
+            shown = self.real
             if len(spec.network.shape) == 3:
-                shown = torch.arange(SHOWN, device=shown.device) % max(1, spec.network.classes)
+                shown = shown.between(0, SHOWN)
+                if shown.mask is None:
+                    labels = torch.arange(SHOWN, device=shown.label.device) % max(1, spec.network.classes)
+                    shown = shown._replace(label=labels)
             return preview.picture([preview.states(net, spec, steps, shown) for steps in STEPS], self.real.image)
 
         signs = {"jvp-norm": self._tried("jvp-norm", partial(health.jvp_norm, plain, spec, probed, told), math.nan)}
