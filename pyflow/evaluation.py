@@ -120,6 +120,9 @@ def evaluate(
     for asked in steps:
         flow.plan(asked, setting.solver, setting.grid)
     opened = _opened(subject, setting, threads, device)
+    a_class, size = setting.num_samples * setting.seeds // max(1, subject.data.classes), subject.extractor.size
+    if subject.data.classes > 1 and a_class <= size:
+        tqdm.write(f"no distance a class: {a_class} pictures of each; a covariance of {size} features needs {size + 1}")
     record = _head(source, subject, setting, name or out.stem, opened)
     rows = _kept(out, record)
     record["floor"] = _floor(subject, setting)

@@ -9,6 +9,7 @@ from . import native
 from .core import Plan, Row, fused_step
 from .engines.runner import LoopRunner
 from .sampler import Flow
+from .spec import extra_of
 
 
 def straightness(
@@ -19,7 +20,7 @@ def straightness(
     A trajectory is what the plan runs through, straight between the ends of its steps; so one of a single step is
     straight. None where there is no single trajectory, as noise is drawn anew, or where the engine does not show it.
     """
-    if any(row.n for row in plan) or not isinstance(flow.runner, LoopRunner) or flow.spec.network.sees_mask:
+    if any(row.n for row in plan) or not isinstance(flow.runner, LoopRunner) or extra_of(flow.spec.network):
         return None
     states, times = _trajectory(flow, flow.runner.denoiser, plan, count, label, guidance, seed)
     moves = np.diff(states.reshape(len(states), count, -1).astype(np.float64), axis=0)
