@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, core, flags, native, studies
+from . import __version__, core, eval_command, flags, native, studies
 from .engines import BACKENDS
 from .engines import manifest as manifests
 from .engines.manifest import Certificate
 from .engines.native import operations
 from .errors import InvalidInput, PyflowError
+from .eval_command import step_counts
 from .loading import load
 from .sampler import count
 from .sources import open_source
@@ -283,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="the engine's folder, NAME.engine")
     export.add_argument("--what", default="denoiser", help=f"one of {', '.join(manifests.WHATS)}")
     export.add_argument("--precision", default="fp32", help=f"one of {', '.join(manifests.PRECISIONS)}")
-    export.add_argument("--steps", type=_counts, default=(1, 2, 4), help="of whole samplers, such as 1,2,4")
+    export.add_argument("--steps", type=step_counts, default=(1, 2, 4), help="of whole samplers, such as 1,2,4")
     export.add_argument("--guidance", type=float, default=1.0, help="of whole samplers, 1 is none")
     export.add_argument("--solver", default=None, help=f"of whole samplers, one of {', '.join(core.SOLVERS)}")
     export.add_argument("--grid", default="uniform", help=f"of whole samplers, one of {', '.join(core.GRIDS)}")
@@ -323,6 +324,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     bench.add_argument("--by-op", action="store_true", help="and where a native engine spends its time")
 
+    judged = command("eval", eval_command.run, "distances from real pictures by step count, or the search of a grid")
+    _add_source(judged, "an engine, a checkpoint, or a folder of diffusers'")
+    eval_command.add(judged, _DATA)
+
     text = "a study from nothing to a page of pictures and figures"
     studies.add(commands.add_parser("report", help=text, description=text), _DATA)
 
@@ -330,13 +335,6 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("source", type=Path, nargs="?", default=None, help="an engine or checkpoint")
     info.add_argument("--graph", action="store_true", help="the operations of a native engine, one a line")
     return parser
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} came; expected step counts such as 1,2,4") from None
 
 
 def _add_source(made: argparse.ArgumentParser, text: str = "an engine or checkpoint") -> None:
