@@ -39,8 +39,8 @@ class Reference:
         self.weights = content[int(self.header["weights_offset"]) :]
 
     def __call__(self, x, s, t, label):
-        """The prediction for states (batch, *shape)."""
-        self.given = x.reshape(len(x), self.header["channels"], self.header["height"], self.header["width"])
+        """The prediction for states (batch, *shape), with what the network is told beside them."""
+        self.given = x.reshape(len(x), -1, self.header["height"], self.header["width"])
         self.times, self.labels = (s, t)[: self.header["times"]], label
         self.memory = [
             np.full((len(x), b["height"], b["width"], b["channels"]), np.nan, self.dtype) for b in self.buffers

@@ -105,6 +105,19 @@ def test_points_and_two_times(rng, kernel_device, graph):
         assert_states(runner.run(request).states, expected(request, model, spec), BOUND[kernel_device] * guidance)
 
 
+@pytest.mark.parametrize("graph", [False, True], ids=["row by row", "recorded"])
+def test_a_network_that_sees_the_mask_is_told_each_request_s_own(rng, kernel_device, graph):
+    """Two of each key one after the other: what the first was told does not outlive it."""
+    spec = Spec(replace(UNET, shape=(2, 8, 8), extra=3), null_label=True)
+    model = network(spec.network, seed=3)
+    runner = cuda.CudaRunner(model, spec, kernel_device, graph=graph)
+    for guidance, masked in ((1.0, True), (3.0, True), (3.0, False), (1.0, False)):
+        for _ in range(2):
+            request = request_of(rng, guidance=guidance, masked=masked, spec=spec)
+            bound = BOUND[kernel_device] * guidance
+            assert_states(runner.run(request).states, expected(request, model, spec), bound)
+
+
 def test_no_label_is_the_null_label(rng, kernel_device):
     request = replace(request_of(rng), label=None)
     assert_states(

@@ -36,7 +36,7 @@ from pyflow.export.ways import (  # noqa: E402
     ways,
 )
 from pyflow.models import lowered  # noqa: E402
-from pyflow.spec import MLP, Spec, UNet  # noqa: E402
+from pyflow.spec import MLP, Spec, UNet, input_shape  # noqa: E402
 
 GUIDED = Spec(UNET, null_label=True)
 BFLOAT16, INT8 = Way(Algorithm.DIRECT, Type.BF16), Way(Algorithm.DIRECT, Type.S8)
@@ -44,6 +44,7 @@ NETWORKS = {
     "tiny": UNET,
     "attention everywhere": replace(UNET, attention=(4, 8), heads=4, times=2),
     "three levels, two blocks": UNet((3, 12, 20), 16, (1, 2, 3), 2, attention=(3,), heads=2, classes=0),
+    "told of a mask": replace(UNET, shape=(2, 8, 8), extra=3),
     "one level": UNet((2, 5, 7), 8, (2,), 1, attention=(), heads=1, classes=2),
     "points": POINTS,
     "points, wide": MLP(shape=(5,), width=36, depth=4, classes=0),
@@ -52,7 +53,7 @@ NETWORKS = {
 
 
 def draw(spec, rng, batch=3):
-    x = rng.standard_normal((batch, *spec.network.shape)).astype(np.float32)
+    x = rng.standard_normal((batch, *input_shape(spec.network))).astype(np.float32)
     s, t = rng.random((2, batch)).astype(np.float32)
     return x, s, t, rng.integers(0, spec.network.classes + 1, batch)
 
@@ -72,7 +73,9 @@ def predicted(content, x, s, t, label):
     denoiser = native.network_denoiser(content, threads=1)
     plan = [Row(s, t, a=0.0, b=1.0, h=0.0, n=0.0, ka=0.0, ks=0.0)]
     asked = label if "label" in denoiser.inputs else None
-    return native.sample(denoiser, plan, batch=len(x), noise0=x, label=asked).states
+    state, told = np.split(x, [denoiser.shape[0]], axis=1)
+    told = told if denoiser.extra else None
+    return native.sample(denoiser, plan, batch=len(x), noise0=state, label=asked, told=told).states
 
 
 # ---- what a network is lowered to
