@@ -82,7 +82,7 @@ def search_grid(
     if steps < 2:
         raise InvalidInput(f"steps is {steps}; expected 2 or more: a grid of one step has no time to choose")
     keep = _keeper(source)
-    subject = Subject.of(source, setting, threads=threads, device=device)
+    subject = Subject.of(source, setting, (steps,), threads=threads, device=device)
 
     def distance(times: Times, seed: int = SEARCH_SEED) -> float:
         plan = replace(setting.plan(steps), grid=times)

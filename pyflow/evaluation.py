@@ -44,6 +44,10 @@ class Against:
     steps: int = 50
     guidance: float = 1.0
 
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.steps, self.guidance)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -70,27 +74,36 @@ class Setting:
 
 @dataclass(frozen=True)
 class Subject:
-    """A flow with what judges it; made before anything is sampled, so that every misfit is refused first."""
+    """A flow with what judges it, and whom it is compared with; every misfit is refused before anything is sampled."""
 
     flow: Flow
     extractor: Extractor
     data: Dataset
     real: Reference
+    other: Flow | None
 
     @classmethod
-    def of(cls, source: Path, setting: Setting, *, threads: int = 0, device: str = "cpu") -> "Subject":
+    def of(
+        cls, source: Path, setting: Setting, steps: Sequence[int], *, threads: int = 0, device: str = "cpu"
+    ) -> "Subject":
         flow = open_source(source, threads, device)
         if threads:
             torch.set_num_threads(threads)
-        data = load_dataset(setting.data)
+        data, other = load_dataset(setting.data), None
         refuse_misfit(flow, data)
+        for asked in steps:
+            refuse_plan(flow, setting.plan(asked))
+        if setting.against:
+            other = open_source(setting.against.source, threads, device)
+            refuse_misfit(other, data)
+            refuse_plan(other, setting.against.plan)
         extractor = open_extractor(setting.features, data, "cuda" if device != "cpu" else "cpu")
         if setting.num_samples <= extractor.size:
             raise InvalidInput(
                 f"num_samples is {setting.num_samples}; a covariance of {extractor.size} features needs "
                 f"{extractor.size + 1} pictures or more"
             )
-        return cls(flow, extractor, data, reference(data, "train", extractor))
+        return cls(flow, extractor, data, reference(data, "train", extractor), other)
 
 
 def refuse_misfit(flow: Flow, data: Dataset) -> None:
@@ -100,6 +113,11 @@ def refuse_misfit(flow: Flow, data: Dataset) -> None:
             f"the network makes {network.shape} of {network.classes} classes, the pictures of {data.name} are "
             f"{data.shape} of {data.classes}: name the --data that it learnt"
         )
+
+
+def refuse_plan(flow: Flow, plan: Plan) -> None:
+    flow.plan(plan.steps, plan.solver, plan.grid)
+    flow.check_guidance(plan.guidance, 0 if flow.spec.network.classes else None)
 
 
 def evaluate(
@@ -115,15 +133,12 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a row for each step count that `out` does not hold yet; returns all that it then holds."""
     refuse_unwritable(out)
-    subject = Subject.of(source, setting, threads=threads, device=device)
+    subject = Subject.of(source, setting, steps, threads=threads, device=device)
     flow = subject.flow
-    for asked in steps:
-        flow.plan(asked, setting.solver, setting.grid)
-    opened = _opened(subject, setting, threads, device)
     a_class, size = setting.num_samples * setting.seeds // max(1, subject.data.classes), subject.extractor.size
     if subject.data.classes > 1 and a_class <= size:
         tqdm.write(f"no distance a class: {a_class} pictures of each; a covariance of {size} features needs {size + 1}")
-    record = _head(source, subject, setting, name or out.stem, opened)
+    record = _head(source, subject, setting, name or out.stem)
     rows = _kept(out, record)
     record["floor"] = _floor(subject, setting)
     record["facts"] = {"command": command, "threads": threads, "device": device, **machine()}
@@ -135,8 +150,8 @@ def evaluate(
         plan = setting.plan(asked)
         rows[asked] = _measured(subject, plan, setting)
         rows[asked]["straightness"] = _straightness(flow, plan)
-        if opened and setting.against:
-            others = _compared(opened, _plan_of(setting.against)) if others is None else others
+        if subject.other and setting.against:
+            others = _compared(subject.other, setting.against.plan) if others is None else others
             rows[asked]["against"] = _beside(flow, plan, others, setting.against)
         rows[asked]["sheet"] = f"{out.stem}-steps-{asked}.png"
         write_file(out.with_name(rows[asked]["sheet"]), sheet(flow, plan))
@@ -150,7 +165,7 @@ def refuse_unwritable(out: Path) -> None:
 
 
 # ---- what stands in the file beside the rows
-def _head(source: Path, subject: Subject, setting: Setting, name: str, opened: Flow | None) -> dict[str, Any]:
+def _head(source: Path, subject: Subject, setting: Setting, name: str) -> dict[str, Any]:
     flow, provenance = subject.flow, subject.flow.spec.provenance
     told = {field: value for field, value in asdict(setting).items() if field not in ("data", "features", "batch")}
     told |= {"solver": setting.solver or flow.spec.solver, "seeds": list(range(setting.seeds))}
@@ -162,8 +177,8 @@ def _head(source: Path, subject: Subject, setting: Setting, name: str, opened: F
     }
     if setting.grid == SEARCHED:
         request["grids"] = flow.spec.grids
-    if opened and setting.against:
-        request["against"] = [opened.identity, setting.against.steps, setting.against.guidance]
+    if subject.other and setting.against:
+        request["against"] = [subject.other.identity, setting.against.steps, setting.against.guidance]
     return {
         "format": FORMAT,
         "kind": KIND,
@@ -251,19 +266,6 @@ def _straightness(flow: Flow, plan: Plan) -> float | None:
     labels = labels_in_turn(flow, 0, FOLLOWED) if flow.spec.network.classes else None
     rows = flow.plan(plan.steps, plan.solver, plan.grid)
     return straightness(flow, rows, FOLLOWED, label=labels, guidance=plan.guidance)
-
-
-def _opened(subject: Subject, setting: Setting, threads: int, device: str) -> Flow | None:
-    """The flow to compare with."""
-    if setting.against is None:
-        return None
-    other = open_source(setting.against.source, threads, device)
-    refuse_misfit(other, subject.data)
-    return other
-
-
-def _plan_of(against: Against) -> Plan:
-    return Plan(against.steps, against.guidance)
 
 
 def _compared(flow: Flow, plan: Plan) -> np.ndarray:

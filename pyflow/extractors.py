@@ -68,6 +68,10 @@ def _identity(*parts: str) -> str:
     return sha256(json_bytes(parts))
 
 
+def _in_colour(images: np.ndarray) -> np.ndarray:
+    return np.repeat(images, 3 // images.shape[3], axis=3)
+
+
 def _channels_first(images: np.ndarray, device: str) -> Tensor:
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
 
@@ -105,8 +109,7 @@ def _inception(named: Path | None, device: str) -> Extractor:
 
     @torch.inference_mode()
     def see(images: np.ndarray) -> Seen:
-        colours = np.broadcast_to(images, (*images.shape[:3], 3))
-        large = np.stack([resize(image) for image in colours])
+        large = np.stack([resize(image) for image in _in_colour(images)])
         return Seen(net(_channels_first(large, device)).float().cpu().numpy(), None)
 
     name = f"Inception V3 of clean-fid, {INCEPTION_FEATURES} features"
@@ -181,7 +184,7 @@ def _dino(place: str, device: str) -> Extractor:
 
     @torch.inference_mode()
     def see(images: np.ndarray) -> Seen:
-        pixels = _channels_first(np.broadcast_to(images, (*images.shape[:3], 3)), device).float() / 255
+        pixels = _channels_first(_in_colour(images), device).float() / 255
         side = (DINO_SIDE, DINO_SIDE)
         large = F.interpolate(pixels, side, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         told = net(pixel_values=(large - mean) / deviation)

@@ -94,7 +94,7 @@ class Flow:
         guidance = _either("guidance", guidance, "guidance_scale", guidance_scale, 1.0)
         seed = _either("seed", seed, "generator", _seed_of(generator), 0)
         batch = count("batch", batch, 1, BATCH_LIMIT)
-        self._check_guidance(guidance, label)
+        self.check_guidance(guidance, label)
         self._check_output_type(output_type)
         plan = self.plan(steps, solver, grid, *((known.resamples, known.jump) if known else ()))
         request = Request(
@@ -131,7 +131,7 @@ class Flow:
         """Have done what the first call of such a sample would have to do: compile, capture a graph, allocate."""
         batch, classes = count("batch", batch, 1, BATCH_LIMIT), self.spec.network.classes
         label = 0 if classes else None
-        self._check_guidance(guidance, label)
+        self.check_guidance(guidance, label)
         request = Request(
             self.plan(steps, solver, grid),
             batch,
@@ -230,7 +230,7 @@ class Flow:
             raise InvalidInput(f"label is {wrong}; expected 0 to {classes - 1}, this network has {classes} classes")
         return np.broadcast_to(labels, (batch,)).astype(np.int64)
 
-    def _check_guidance(self, guidance: float, label: Any) -> None:
+    def check_guidance(self, guidance: float, label: Any) -> None:
         if not isinstance(guidance, Real) or not np.isfinite(guidance) or not 0 <= guidance <= 100:
             raise InvalidInput(f"guidance is {guidance!r}; expected a number from 0 to 100, 1 for none")
         if guidance == 1.0:
