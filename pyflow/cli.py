@@ -20,6 +20,7 @@ from .engines.native import operations
 from .errors import InvalidInput, PyflowError
 from .eval_command import step_counts
 from .loading import load
+from .masks import GROUPS, KINDS
 from .sampler import count
 from .sources import open_source
 from .training.fields import to_yaml
@@ -88,6 +89,9 @@ def _pairs(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         shard=arguments.shard,
         batch=arguments.batch,
+        masks=arguments.masks,
+        masked=arguments.masked,
+        data=arguments.data,
     )
     print(f"{made} shards made, the others were there: {arguments.out}")
 
@@ -270,6 +274,9 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("--seed", type=int, default=2**31, help="seed of the noise")
     pairs.add_argument("--batch", type=int, default=64, help="pairs a call of the teacher")
     pairs.add_argument("--shard", type=int, default=512, help="pairs a file")
+    pairs.add_argument("--masks", default=None, help=f"keep pictures but for holes: {', '.join([*KINDS, *GROUPS])}")
+    pairs.add_argument("--masked", type=float, default=None, help="the share of the pairs with a mask (default: half)")
+    pairs.add_argument("--data", default=None, help=f"whose pictures are kept: {_DATA}")
 
     distill = command("distill", _distill, "train a student on a teacher's pairs")
     distill.add_argument("recipe", help=f"one of {', '.join(STUDENTS)}")

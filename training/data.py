@@ -1,6 +1,7 @@
 """Data sets as tensors in memory: pictures, labels, and the number of classes."""
 
 import glob
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,18 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape[1:])
+
+    @property
+    def sha256(self) -> str:
+        """Of the pictures and their labels, whatever they are called."""
+        content = hashlib.sha256(f"{self.images.dtype} {tuple(self.images.shape)} {self.classes}".encode())
+        for tensor in (self.images, self.labels):
+            content.update(tensor.contiguous().numpy().data)
+        return content.hexdigest()
+
+    def of_label(self) -> list[np.ndarray]:
+        """The numbers of each class's pictures; of data without classes, of all."""
+        return [np.flatnonzero(self.labels.numpy() == label) for label in range(max(1, self.classes))]
 
 
 def values(images: Tensor) -> Tensor:

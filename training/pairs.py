@@ -1,8 +1,10 @@
 """Pairs (noise, label, picture): what a teacher makes of known noise, and what its student learns from.
 
+Pairs with masks have the pixels of a picture of the data wherever their mask keeps them, bit for bit, and its label.
+
 A folder of `shard-00000.npy` files, a record beside each, `shard-00000.json`, with its hash, and `manifest.json`, which
-says what the pairs are. Noise and labels are not stored: both follow from (seed, index). A broken shard is noticed, and
-only that one is made again. Every file has one writer, so several processes may make one folder.
+says what the pairs are. Noise, labels and masks are not stored: they follow from (seed, index). A broken shard is
+noticed, and only that one is made again. Every file has one writer, so several processes may make one folder.
 """
 
 import math
@@ -19,11 +21,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyflow import native
+from pyflow import masks, native
 from pyflow.artefact import json_bytes, read_json, read_verified, sha256, write_file
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.noise import PICTURE_LIMIT, SEED_LIMIT
 from pyflow.records import from_json
+
+from . import holes
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -47,9 +51,13 @@ class PairsSpec:
     guidance: float
     shard: int = 512
     batch: int = 64  # pictures a call of the teacher: most backends round a sum as the batch is cut
+    masks: str | None = None  # their kind; without one nothing is kept, and the next two say nothing
+    masked: float | None = None  # the share of the pairs with a mask
+    data: str | None = None  # sha256 of the data whose pictures are kept
 
     def __post_init__(self) -> None:
         sizes = len(self.shape) in (1, 3) and min(self.shape) >= 1
+        known, told = [*masks.KINDS, *masks.GROUPS], (self.masks is None, self.masked is None, self.data is None)
         for name, fits, expected in (
             ("count", 1 <= self.count <= PICTURE_LIMIT, f"1 or more, at most {PICTURE_LIMIT}"),
             ("shard", self.shard >= 1, "1 or more"),
@@ -59,18 +67,34 @@ class PairsSpec:
             ("guidance", math.isfinite(self.guidance), "a finite number"),
             ("classes", self.classes >= 0, "0 or more"),
             ("shape", sizes, "the size of a point, or of a picture: channels, height, width"),
+            ("masks", self.masks is None or self.masks in known, f"one of {', '.join(known)}"),
+            ("masks", self.masks is None or len(self.shape) == 3, "none: points have no holes"),
+            ("masks", len({*told}) == 1, "them with masked and data, or none of the three"),
+            ("masked", self.masked is None or 0 <= self.masked <= 1, "0 to 1, a share of the pairs"),
         ):
             if not fits:
                 raise InvalidInput(f"{name} of the pairs is {getattr(self, name)}; expected {expected}")
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What is said of them; of pairs without masks nothing of masks, as before there were any."""
+        told = asdict(self) | {"shape": list(self.shape)}
+        return {name: value for name, value in told.items() if value is not None}
+
+    @property
     def identity(self) -> str:
         """What a shard's record names, so that shards of other pairs never pass for these."""
-        return sha256(json_bytes(asdict(self)))
+        return sha256(json_bytes(self.record))
 
     def labels(self, first: int, count: int) -> np.ndarray:
         """Classes in turn, so that each has its share."""
         return np.arange(first, first + count) % max(1, self.classes)
+
+    def holes(self, first: int, count: int) -> np.ndarray | None:
+        """The masks of these pairs, where they have any."""
+        if self.masks is None or self.masked is None:
+            return None
+        return holes.holes(self.masks, self.masked, self.shape[1:], self.seed, first, count)
 
     def starts(self, rank: int = 0, world: int = 1) -> range:
         """The first pictures of the shards that are `rank`'s."""
@@ -129,8 +153,8 @@ def _pictures(teacher: Teacher, spec: PairsSpec, start: int, bar: "tqdm[Any]") -
     return np.concatenate(made)
 
 
-def load(folder: Path) -> tuple[tuple[Tensor, Tensor, Tensor], PairsSpec]:
-    """All pairs as tensors (noise, labels, pictures); every shard's hash is checked."""
+def load(folder: Path) -> tuple[tuple[Tensor, ...], PairsSpec]:
+    """All pairs as tensors (noise, labels, pictures), and masks where they have them; every shard's hash is checked."""
     spec = read_spec(folder)
     for start in spec.starts():  # before memory is taken for as many as the manifest says
         _recorded(spec, start, folder)
@@ -147,7 +171,9 @@ def load(folder: Path) -> tuple[tuple[Tensor, Tensor, Tensor], PairsSpec]:
         pictures[part] = torch.from_numpy(shard)
         drawn = native.normal(spec.seed, start, spec.size(start), int(np.prod(spec.shape)), 0)
         noise[part] = torch.from_numpy(drawn).reshape(noise[part].shape)
-    return (noise, torch.from_numpy(spec.labels(0, spec.count)), pictures), spec
+    drawn_masks = spec.holes(0, spec.count)
+    masked = () if drawn_masks is None else (torch.from_numpy(drawn_masks),)
+    return (noise, torch.from_numpy(spec.labels(0, spec.count)), pictures, *masked), spec
 
 
 def read_spec(folder: Path) -> PairsSpec:
@@ -176,7 +202,7 @@ def data_of(folder: Path) -> str | None:
 def _open(spec: PairsSpec, origin: Mapping[str, Any], folder: Path) -> None:
     """Write the manifest, or refuse another's. Processes that start together write the same bytes."""
     if not (folder / MANIFEST).exists():
-        write_file(folder / MANIFEST, json_bytes({"format": FORMAT, "spec": asdict(spec), "origin": origin}))
+        write_file(folder / MANIFEST, json_bytes({"format": FORMAT, "spec": spec.record, "origin": origin}))
     _refuse_other(spec, folder)
 
 

@@ -73,7 +73,7 @@ def inpaint(data: str = "digits", size: str = "1m") -> Recipe:
 def _two_times(name: str, data: str, size: str, options: Options) -> Recipe:
     setting = cfm(data, size)
     network = replace(setting.network, times=2)
-    if data == "checkerboard":
+    if isinstance(network, MLP):
         network = replace(network, fastest_wave=SLOWER_WAVE)
     return replace(setting, name=name, objective=name, network=network, options=options)
 
