@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, core, eval_command, flags, native, studies
+from . import __version__, core, eval_command, flags, inpaint_command, native, studies
 from .engines import BACKENDS
 from .engines import manifest as manifests
 from .engines.manifest import Certificate
@@ -21,13 +21,14 @@ from .errors import InvalidInput, PyflowError
 from .eval_command import step_counts
 from .loading import load
 from .masks import GROUPS, KINDS
+from .pictures import SUFFIXES, writable
 from .sampler import count
 from .sources import open_source
 from .training.fields import to_yaml
 from .training.recipes import STUDENTS, TEACHERS, TUNED, recipe
 
 CLASSIFIER = "classifier"
-PICTURE_SUFFIXES, SCALE_LIMIT = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff"), 64
+SCALE_LIMIT = 64
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -163,7 +164,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 
     flow = open_source(arguments.source, arguments.threads, arguments.device)
     pictures = len(flow.spec.network.shape) == 3
-    out, scale = _writable(arguments.out, pictures), count("scale", arguments.scale, 1, SCALE_LIMIT)
+    named = arguments.out or Path("samples.png" if pictures else "samples.npy")
+    out = writable(named, SUFFIXES if pictures else (".npy",))
+    scale = count("scale", arguments.scale, 1, SCALE_LIMIT)
     plan = flow.plan(arguments.steps, arguments.solver, arguments.grid)
     with tqdm(total=len(plan), desc="rows", unit="row", disable=len(plan) < 10) as bar:
         output = flow.sample(
@@ -183,17 +186,6 @@ def _sample(arguments: argparse.Namespace) -> None:
     else:
         np.save(out, output.states, allow_pickle=False)
         print(f"{len(output.states)} points in {output.row_seconds.sum() * 1e3:.1f} ms: {out}")
-
-
-def _writable(named: Path | None, pictures: bool) -> Path:
-    """The file to write, refused before anything is sampled."""
-    path = named or Path("samples.png" if pictures else "samples.npy")
-    if not path.parent.is_dir() or path.is_dir():
-        raise InvalidInput(f"--out is {str(path)!r}; expected a file in a folder that is there: make the folder first")
-    known = PICTURE_SUFFIXES if pictures else (".npy",)
-    if path.suffix.lower() not in known:
-        raise InvalidInput(f"--out is {str(path)!r}; expected a name that ends in {' or '.join(known)}")
-    return path
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -323,6 +315,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--grid", default="uniform", help=f"one of {', '.join(core.GRIDS)}")
     sample.add_argument("--scale", type=int, default=4, help="screen pixels a pixel")
+
+    repainted = command("inpaint", inpaint_command.inpaint, "repaint a picture where a mask is white")
+    _add_source(repainted, "an engine, a checkpoint, or a folder of diffusers'")
+    inpaint_command.add_inpaint(repainted)
+    inpaint_command.add_masks(command("masks", inpaint_command.draw_masks, "a sheet of the masks that a seed draws"))
 
     bench = command("bench", _bench, "time an engine: medians of interleaved rounds")
     _add_source(bench)

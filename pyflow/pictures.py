@@ -1,7 +1,9 @@
 """Pictures at the border: from a user's image to a network's values and back."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 OUTPUT_TYPES = ("np", "pil", "pt", "latent")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
+_PILLOW = "pictures as PIL images need Pillow: pip install pillow"
+HIDDEN = 128  # the grey of a hole, where a masked picture is shown
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,35 @@ def grid_of(images: np.ndarray, columns: int, scale: int = 1) -> "PIL.Image.Imag
     return picture.resize((picture.width * scale, picture.height * scale), resample=0)
 
 
+def open_image(path: Path) -> "PIL.Image.Image":
+    """The picture in a file, turned as its camera says."""
+    try:
+        from PIL import Image, ImageOps
+    except ImportError:
+        raise BackendUnavailable(_PILLOW) from None
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened)
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InvalidInput(f"{path} cannot be read ({error}); expected a picture, such as a PNG") from error
+
+
+def writable(path: Path, suffixes: Sequence[str] = SUFFIXES) -> Path:
+    """The file that --out names, refused before there is anything to write."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise InvalidInput(f"--out is {str(path)!r}; expected a file in a folder that is there: make the folder first")
+    if path.suffix.lower() not in suffixes:
+        raise InvalidInput(f"--out is {str(path)!r}; expected a name that ends in {' or '.join(suffixes)}")
+    return path
+
+
 def read_image(image: Any, shape: tuple[int, ...]) -> np.ndarray:
     """A PIL image or uint8 array as uint8 (height, width, channels), of just the network's size."""
     channels, height, width = shape
     if hasattr(image, "convert"):
-        image = image.convert("L" if channels == 1 else "RGB")
+        image = _plain("image", image).convert("L" if channels == 1 else "RGB")
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise InvalidInput(f"image has dtype {array.dtype}; expected a PIL image or an array of uint8 in 0..255")
@@ -88,7 +117,7 @@ def read_mask(mask_image: Any, shape: tuple[int, ...]) -> np.ndarray:
     """A black and white picture as float32 (1, height, width): 1 where it is white, to be generated."""
     _, height, width = shape
     if hasattr(mask_image, "convert"):
-        mask_image = mask_image.convert("L")
+        mask_image = _plain("mask_image", mask_image).convert("L")
     array = np.asarray(mask_image)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -109,9 +138,25 @@ def model_values(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - np.float32(1))
 
 
+def hidden(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """uint8 pictures (..., height, width, channels) with grey holes where masks (..., 1, height, width) are 1."""
+    return np.where(np.moveaxis(mask, -3, -1) == 1, np.uint8(HIDDEN), image)
+
+
+def _plain(name: str, image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """A PIL image of eight bits a channel that hides nothing, so that `convert` loses nothing but colours."""
+    if image.mode.startswith("I;16"):
+        return _pil_of(np.rint(np.asarray(image)[:, :, None] / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InvalidInput(f"{name} has mode {image.mode}, 32 bits a pixel; expected 8 or 16: convert it first")
+    if image.has_transparency_data and (np.asarray(image.convert("RGBA"))[..., 3] < 255).any():
+        raise InvalidInput(f"{name} is transparent in places; expected an opaque picture: lay it on a background first")
+    return image
+
+
 def _pil_of(image: np.ndarray) -> "PIL.Image.Image":
     try:
         from PIL import Image
     except ImportError:
-        raise BackendUnavailable("pictures as PIL images need Pillow: pip install pillow") from None
+        raise BackendUnavailable(_PILLOW) from None
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

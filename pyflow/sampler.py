@@ -158,14 +158,20 @@ class Flow:
         stretch of `jump` steps is passed, so that what is new fits what is kept (RePaint); that many times the calls.
         The rest as in `sample`, with 4 steps where none are named.
         """
-        shape = self.spec.network.shape
-        if len(shape) != 3:
-            raise InvalidInput(f"this network makes points of shape {shape}; inpainting needs one that makes pictures")
+        shape = self.picture_shape
         given = arguments.get("num_inference_steps"), arguments.get("steps")
         if given == (None, None) and isinstance(arguments.get("grid", "uniform"), str):
             arguments["steps"] = 4
         known = Known(model_values(read_image(image, shape)), read_mask(mask_image, shape), resamples, jump)
         return self.sample(batch, **arguments, known=known)
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of what is repainted."""
+        shape = self.spec.network.shape
+        if len(shape) != 3:
+            raise InvalidInput(f"this network makes points of shape {shape}; inpainting needs one that makes pictures")
+        return shape
 
     def plan(
         self,

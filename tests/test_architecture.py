@@ -31,6 +31,7 @@ FLOORS = [
         "extractors",
         "demo_page",
         "flags",
+        "inpaint_command",
         "latency",
         "lines",
         "lines_page",
