@@ -166,11 +166,14 @@ bool run_some(Random& random, const File& file, const Graph& graph, bool valid) 
     const NetworkDenoiser denoiser(file.data(), file.size(), nullptr, random.one_of(isas), 1, random.once_in(2));
     if (denoiser.workspace_bytes(batch) > kMostBytes) return false;
 
-    size_t size = static_cast<size_t>(batch);
-    for (int64_t extent : denoiser.shape()) size *= static_cast<size_t>(extent);
     const auto pictures = static_cast<size_t>(batch);
-    std::vector<float> x(size), s(pictures), t(pictures);
-    std::vector<float> out(size, std::numeric_limits<float>::quiet_NaN());
+    const auto size = [&](const std::vector<int64_t>& shape) {
+        size_t numbers = pictures;
+        for (int64_t extent : shape) numbers *= static_cast<size_t>(extent);
+        return numbers;
+    };
+    std::vector<float> x(size(denoiser.input_shape())), s(pictures), t(pictures);
+    std::vector<float> out(size(denoiser.shape()), std::numeric_limits<float>::quiet_NaN());
     std::vector<int64_t> labels(pictures);
     for (float& value : x) value = random.around_zero(1.0f);
     for (size_t i = 0; i < pictures; ++i) {

@@ -51,10 +51,10 @@ uint32_t Builder::part(uint32_t buffer, uint32_t offset, uint32_t channels) {
     return static_cast<uint32_t>(file_.tensors.size() - 1);
 }
 
-uint32_t Builder::load(uint32_t border) {
+uint32_t Builder::load(uint32_t border, uint32_t told) {
     const Header& state = file_.header;
     Operation operation = made("load", Kind::load);
-    operation.output = whole({state.height, state.width, state.channels, border, Type::f32});
+    operation.output = whole({state.height, state.width, state.channels + told, border, Type::f32});
     return add(operation);
 }
 

@@ -27,7 +27,7 @@ class Builder {
     }
 
     // Each gives its output.
-    uint32_t load(uint32_t border);
+    uint32_t load(uint32_t border, uint32_t told = 0);
     void store(uint32_t input);
     uint32_t waves();
     uint32_t label(uint32_t channels);

@@ -27,7 +27,8 @@ class UNet {
         const uint32_t joined = builder_.buffer({height, height, wide, 0, Type::f32});
         const uint32_t kept = builder_.part(joined, channels_, channels_);
         const uint32_t condition = builder_.condition(wide);
-        builder_.convolve("enter", builder_.load(1), kept, {}, 3);
+        const auto told = static_cast<uint32_t>(exact_ ? 0 : random_.below(5));
+        builder_.convolve("enter", builder_.load(1, told), kept, {}, 3);
         Prepared silu;
         silu.border = 0;
         silu.silu = true;
@@ -127,6 +128,12 @@ Operation& NetworkFile::named(const std::string& name) {
     return *found;
 }
 
+int64_t NetworkFile::given() const {
+    const auto load = std::find_if(operations.begin(), operations.end(),
+                                   [](const Operation& operation) { return operation.kind == Kind::load; });
+    return int64_t{tensors[load->output].channels} * header.height * header.width;
+}
+
 NetworkFile mlp(Random& random, uint32_t width, uint32_t depth, uint32_t classes) {
     Builder builder(random, 2, 1, 1, classes);
     const uint32_t condition = builder.condition(width);
@@ -146,8 +153,11 @@ NetworkFile drawn(Random& random, int64_t operations) {
     const auto width = [&] { return static_cast<uint32_t>(1 + random.below(40)); };
     Builder builder(random, width(), side(), side(), static_cast<uint32_t>(random.below(4)));
     uint32_t film = builder.condition(128);
-    std::vector<uint32_t> made = {builder.load(static_cast<uint32_t>(random.below(3)))};
-    const uint32_t state = made[0], height = builder.shape(state).height;
+    const auto told = static_cast<uint32_t>(random.below(3));
+    std::vector<uint32_t> made = {builder.load(static_cast<uint32_t>(random.below(3)), told)};
+    const uint32_t loaded = builder.file().tensors[made[0]].buffer;
+    const uint32_t state = builder.part(loaded, 0, builder.file().header.channels);
+    const uint32_t height = builder.shape(state).height;
     for (int64_t i = 0; i < operations; ++i) {
         const uint32_t input = random.one_of(made);
         const Buffer from = builder.shape(input);

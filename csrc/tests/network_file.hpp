@@ -34,6 +34,8 @@ struct NetworkFile {
     // Counts and places of the tables follow from the tables.
     std::vector<uint8_t> content() const;
     network::Operation& named(const std::string& name);
+    // Numbers of one picture's x.
+    int64_t given() const;
     const network::Buffer& buffer_of(uint32_t tensor) const { return buffers[tensors[tensor].buffer]; }
 };
 
@@ -41,7 +43,7 @@ struct NetworkFile {
 NetworkFile mlp(Random& random, uint32_t width, uint32_t depth, uint32_t classes);
 
 // Two resolutions, attention at the lower one, skips by concatenation. `height` is a multiple of 8. Algorithms and
-// types are drawn for each convolution, or plain float32 when `exact`.
+// types are drawn for each convolution, and channels told beside the state, or plain float32 and none when `exact`.
 NetworkFile unet(Random& random, uint32_t channels, uint32_t height, bool exact);
 
 // Operations drawn one after another over whatever the ones before have made.

@@ -51,9 +51,10 @@ constexpr int64_t kPictures = 37;  // several groups for one thread
 
 // Random pictures, times and labels for a network, and a place for its predictions.
 struct Batch {
-    Batch(Random& random, const Header& header, int64_t count, bool one_time)
-        : size(int64_t{header.channels} * header.height * header.width),
-          x(count * size),
+    Batch(Random& random, const NetworkFile& network, int64_t count, bool one_time)
+        : given(network.given()),
+          size(int64_t{network.header.channels} * network.header.height * network.header.width),
+          x(count * given),
           s(count),
           t(count),
           out(count * size),
@@ -62,20 +63,20 @@ struct Batch {
         for (size_t i = 0; i < s.size(); ++i) {
             s[i] = one_time && i > 0 ? s[0] : random.around_zero(0.5f);
             t[i] = one_time && i > 0 ? t[0] : random.around_zero(0.5f);
-            label[i] = random.below(int64_t{header.classes} + 1);
+            label[i] = random.below(int64_t{network.header.classes} + 1);
         }
         poison();
     }
 
     Buffers part(int64_t first, int64_t count) {
-        return {count, &x[first * size], &s[first], &t[first], &label[first], &out[first * size], nullptr};
+        return {count, &x[first * given], &s[first], &t[first], &label[first], &out[first * size], nullptr};
     }
     void poison() { std::fill(out.begin(), out.end(), std::numeric_limits<float>::quiet_NaN()); }
     bool finite() const {
         return std::all_of(out.begin(), out.end(), [](float value) { return std::isfinite(value); });
     }
 
-    int64_t size;
+    int64_t given, size;  // numbers of a picture: of x, and of its prediction
     std::vector<float> x, s, t, out;
     std::vector<int64_t> label;
 };
@@ -122,7 +123,7 @@ void test_predictions_belong_to_the_picture(const NetworkFile& network, Random& 
     const File file(network.content());
     for (Isa isa : supported_isas())
         for (const bool one_time : {true, false}) {
-            Batch batch(random, network.header, kPictures, one_time);
+            Batch batch(random, network, kPictures, one_time);
             const std::vector<float> expected = alone(*denoiser_of(file, isa, 1), batch);
             for (int threads : {1, 2, 4}) {
                 const auto denoiser = denoiser_of(file, isa, threads);
@@ -144,7 +145,7 @@ void test_predictions_belong_to_the_picture(const NetworkFile& network, Random& 
 void test_times_may_change_their_kind(const NetworkFile& network, Random& random) {
     const File file(network.content());
     const auto denoiser = denoiser_of(file, supported_isas().back(), 2);
-    Batch batch(random, network.header, 7, false);
+    Batch batch(random, network, 7, false);
     const auto bound = denoiser->bind(batch.part(0, 7));
     bound->run();
     std::fill(batch.s.begin(), batch.s.end(), 0.25f);
@@ -161,7 +162,7 @@ void test_many_callers(const NetworkFile& network, Random& random) {
     std::vector<Batch> batches;
     std::vector<std::vector<float>> expected;
     for (int caller = 0; caller < 5; ++caller) {
-        batches.emplace_back(random, network.header, 6, true);
+        batches.emplace_back(random, network, 6, true);
         expected.push_back(alone(*denoiser, batches.back()));
         batches.back().poison();
     }
@@ -183,7 +184,7 @@ void test_a_run_allocates_nothing(const NetworkFile& network, Random& random) {
     for (const int threads : {1, 2})
         for (const bool profile : {false, true}) {
             const auto denoiser = denoiser_of(file, supported_isas().back(), threads, profile);
-            Batch batch(random, network.header, 20, true);
+            Batch batch(random, network, 20, true);
             const auto bound = denoiser->bind(batch.part(0, 20));
             bound->run();        // starts the threads
             batch.s[0] = -1.0f;  // and then the times differ
@@ -212,7 +213,7 @@ std::string thrown(Work work) {
 void test_it_refuses(const NetworkFile& network, Random& random) {
     const File file(network.content());
     const auto denoiser = denoiser_of(file, Isa::scalar, 1);
-    Batch batch(random, network.header, 3, true);
+    Batch batch(random, network, 3, true);
     for (const int64_t wrong : {int64_t{-1}, int64_t{network.header.classes} + 1}) {
         batch.label = {0, wrong, 0};
         const std::string said = thrown<InvalidInput>([&] { denoiser->bind(batch.part(0, 3)); });
@@ -229,7 +230,7 @@ void test_it_keeps_its_bytes(const NetworkFile& network, Random& random) {
     const size_t size = file->size();
     auto denoiser = std::make_unique<NetworkDenoiser>(data, size, std::move(file), Isa::scalar, 1, false);
     EXPECT(!watched.expired(), "the bytes are gone before the denoiser");
-    Batch batch(random, network.header, 2, true);
+    Batch batch(random, network, 2, true);
     denoiser->bind(batch.part(0, 2))->run();
     EXPECT(batch.finite(), "not finite");
     denoiser.reset();
@@ -239,7 +240,7 @@ void test_it_keeps_its_bytes(const NetworkFile& network, Random& random) {
 void test_the_profile(const NetworkFile& network, Random& random) {
     const File file(network.content());
     const auto denoiser = denoiser_of(file, supported_isas().back(), 2, true);
-    Batch batch(random, network.header, 4, true);
+    Batch batch(random, network, 4, true);
     const auto bound = denoiser->bind(batch.part(0, 4));
     for (int again = 0; again < 3; ++again) bound->run();
     const std::vector<NetworkDenoiser::Row> rows = denoiser->take_profile();

@@ -15,6 +15,9 @@ void valid_networks_are_read(Random& random) {
         const NetworkFile written = any_network(random);
         const File file(written.content());
         const Graph graph = parse(file.data(), file.size());
+        EXPECT(
+            written.given() == int64_t{graph.header.channels + graph.extra} * graph.header.height * graph.header.width,
+            "what is told beside the state");
         EXPECT(graph.operations.size() == written.operations.size(), "operations are missing");
         EXPECT(std::memcmp(graph.operations.data(), written.operations.data(),
                            sizeof(Operation) * written.operations.size()) == 0,

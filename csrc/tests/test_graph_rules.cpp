@@ -148,6 +148,10 @@ void shapes_are_checked(Random& random) {
         return [=](NetworkFile& file) { change(file.buffers[file.tensors[file.named(name).*tensor].buffer]); };
     };
     refused(buffer("load", &Operation::output, [](Buffer& b) { b.height = 16; }), "output is 16x8x3 f32; expected 8x8");
+    refused([](NetworkFile& file) { file.tensors[file.named("load").output].channels = 2; },
+            "(load): output is 8x8x2 f32; expected 8x8x3 f32");
+    refused([](NetworkFile& file) { file.named("store").input = file.named("enter").output; },
+            "(store): input is 8x8x8 f32; expected 8x8x3 f32");
     refused(buffer("store", &Operation::input, [](Buffer& b) { b.width = 4; }), "output is 8x4x3 f32");
     refused(buffer("waves", &Operation::output, [](Buffer& b) { b.height = 2; }), "output is 2x1x");
     refused([](NetworkFile& file) { file.tensors[file.named("waves").output].channels = 32; },
