@@ -132,8 +132,8 @@ def moved(mark: Mark, x: float, y: float) -> Mark:
 
 
 def symbol(index: int, colour: str, *, x: float = 0.0, y: float = 0.0, told: str = "") -> Shape:
-    """A series' own shape, for whom its colour is not enough."""
-    corners, turn, radius = _SHAPES[index % len(_SHAPES)]
+    """A series' own shape, for whom its colour is not enough; the pair is its own up to 36 series."""
+    corners, turn, radius = _SHAPES[(index + index // len(SERIES)) % len(_SHAPES)]
     angles = [2 * math.pi * (turn + k / corners) for k in range(corners)]
     points = tuple((x + radius * math.cos(a), y - radius * math.sin(a)) for a in angles)
     return Shape(points, "paper", colour, width=1.5, closed=True, told=told)

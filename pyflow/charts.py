@@ -49,15 +49,19 @@ def bars(
     unit: str,
     palette: Sequence[int] = (),
 ) -> Chart:
-    """A group of bars a name of `groups`, one a series, from zero; None leaves a gap. `palette` numbers the colours."""
+    """A group of bars a name of `groups`, one a series, from zero; None leaves a gap.
+
+    `palette` numbers the colours; one that comes again is lighter.
+    """
     _refuse_misfit([*series.values()], len(series), len(groups), title)
     every = [value for line in series.values() for value in line if value is not None]
     refuse_bad(every, title)
-    colours = [colour_of(index) for index in palette or range(len(series))]
+    numbers = [*(palette or range(len(series)))]
+    fills = [(colour_of(one), 0.45 if one in numbers[:at] else 1.0) for at, one in enumerate(numbers)]
 
     def draw(width: float) -> Drawing:
         keys: list[tuple[str, Sequence[Mark]]] = [
-            (name, [box(-6, -6, 6, 6, fill=colour)]) for name, colour in zip(series, colours)
+            (name, [box(-6, -6, 6, 6, fill=fill, opacity=opacity)]) for name, (fill, opacity) in zip(series, fills)
         ]
         names, top = legend(keys, 0, 52, width)
         tall = 240.0 if width > NARROW else 190.0
@@ -72,8 +76,10 @@ def bars(
                 value = line[place]
                 if value is not None:
                     x, gap = begin + at * thick, min(1.0, thick / 8)
+                    fill, opacity = fills[at]
                     told = f"{label}, {name}: {value:.4g}"
-                    marks.append(box(x + gap, up.at(value), x + thick - gap, up.at(0), fill=colours[at], told=told))
+                    inside = (x + gap, up.at(value), x + thick - gap, up.at(0))
+                    marks.append(box(*inside, fill=fill, opacity=opacity, told=told))
         below, high = names_along(groups, left, group, top + tall, above=False)
         return Drawing(width, top + tall + high + 4, [*marks, *below])
 

@@ -6,20 +6,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import __version__, core, eval_command, flags, inpaint_command, native, studies
+from . import __version__, bench_command, core, eval_command, flags, inpaint_command, native, studies
 from .engines import BACKENDS
 from .engines import manifest as manifests
 from .engines.manifest import Certificate
 from .engines.native import operations
 from .errors import InvalidInput, PyflowError
 from .eval_command import step_counts
-from .loading import load
 from .masks import GROUPS, KINDS
 from .pictures import SUFFIXES, writable
 from .sampler import count
@@ -188,23 +186,6 @@ def _sample(arguments: argparse.Namespace) -> None:
         print(f"{len(output.states)} points in {output.row_seconds.sum() * 1e3:.1f} ms: {out}")
 
 
-def _bench(arguments: argparse.Namespace) -> None:
-    from .latency import latency
-    from .timing import machine
-
-    flow = load(arguments.source, threads=arguments.threads, device=arguments.device, profile=arguments.by_op)
-    timings = latency(flow, tuple(arguments.steps), tuple(arguments.batch), arguments.guidance)
-    print(f"{'steps':>6} {'batch':>6} {'median ms':>10} {'p99 ms':>9} {'ms/image':>9}")
-    for (steps, batch), timing in timings.items():
-        ms = 1e3 * timing.median
-        print(f"{steps:6d} {batch:6d} {ms:10.2f} {1e3 * timing.p99:9.2f} {ms / batch:9.2f}")
-    if arguments.by_op:
-        spent = flow.timings.by_op
-        for name, seconds in sorted(spent.items(), key=itemgetter(1), reverse=True):
-            print(f"{seconds / sum(spent.values()):7.1%} {name}")
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
-
-
 def _info(arguments: argparse.Namespace) -> None:
     if arguments.graph:
         print(operations(arguments.source), end="")
@@ -321,18 +302,15 @@ def _parser() -> argparse.ArgumentParser:
     inpaint_command.add_inpaint(repainted)
     inpaint_command.add_masks(command("masks", inpaint_command.draw_masks, "a sheet of the masks that a seed draws"))
 
-    bench = command("bench", _bench, "time an engine: medians of interleaved rounds")
-    _add_source(bench)
-    bench.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 200], help="step counts")
-    bench.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="batch sizes")
-    bench.add_argument("--guidance", type=float, default=1.0, help="1 is none")
-    bench.add_argument("--by-op", action="store_true", help="and where a native engine spends its time")
+    timed = command("bench", bench_command.run, "time an engine: medians of interleaved rounds")
+    _add_source(timed)
+    bench_command.add(timed)
 
     judged = command("eval", eval_command.run, "distances from real pictures by step count, or the search of a grid")
     _add_source(judged, "an engine, a checkpoint, or a folder of diffusers'")
     eval_command.add(judged, _DATA)
 
-    text = "a study from nothing to a page of pictures and figures"
+    text = "a page of pictures and figures: of a study from nothing, or of files of eval and bench"
     studies.add(commands.add_parser("report", help=text, description=text), _DATA)
 
     info = command("info", _info, "what an engine or a checkpoint says of itself; without one, this machine")
@@ -347,8 +325,12 @@ def _add_source(made: argparse.ArgumentParser, text: str = "an engine or checkpo
     made.add_argument("--device", default="cpu", help="cpu, cuda, or tensorrt (ONNX Runtime's)")
 
 
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    return _parser().parse_args(studies.spelled(words))
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(words)
+    arguments = parse(sys.argv[1:] if words is None else words)
     # Threads that spin while they wait starve a machine that is also doing something else: beside one other busy
     # process on 2 cores a training step took 2.4 s, and 0.16 s with this. It has to be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

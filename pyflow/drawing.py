@@ -17,14 +17,14 @@ COLOURS = {
     "paper": ("#ffffff", "#14171b"),
     "deep": ("#004f86", "#5db2ec"),  # the largest value of a heat map
     "blue": ("#0072b2", "#5db2ec"),
-    "red": ("#d55e00", "#ff8a45"),
+    "red": ("#cf5a00", "#ff8a45"),
     "green": ("#00875f", "#3fc79a"),
     "pink": ("#b5558c", "#e58fc0"),
-    "yellow": ("#c98a00", "#f0b944"),
+    "yellow": ("#b87d00", "#f0b944"),
     "sky": ("#2f9ad6", "#8fd3ff"),
 }
 SERIES = ("blue", "red", "green", "pink", "yellow", "sky")
-FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans")
+FONTS = ("Inter", "Helvetica Neue", "Helvetica", "Segoe UI", "Roboto", "Arial", "Liberation Sans", "DejaVu Sans")
 PNG_SCALE, PNG_MARGIN = 2.5, 14.0  # pixels of the file for one of the drawing; of the drawing, around it
 _POINT = 0.75  # of a pixel, 72 / 96
 _HALF_CAPITAL = 0.36  # of the font's size

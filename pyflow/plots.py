@@ -68,7 +68,7 @@ def line_plot(
 
     def draw(width: float) -> Drawing:
         entries: list[tuple[str, Sequence[Mark]]] = [
-            (line.name, key(line.colour) if symbols else key(line.colour)[:1]) for line in lines
+            (line.name, key(line.colour) if symbols else key(line.colour)[:1]) for line in lines if line.name
         ]
         if level:
             entries.append((level[0], [Shape(((-9, 0), (9, 0)), "ink", width=1.5, dash=(1.5, 3))]))

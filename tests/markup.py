@@ -1,6 +1,7 @@
 """A page as a browser would take it: tags that match, pictures inside, nothing from elsewhere."""
 
 import base64
+import html
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -58,4 +59,5 @@ class Page(HTMLParser):
     @property
     def lines(self) -> list[list[str]]:
         """The tables' lines, cell by cell."""
-        return [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>(.*?)</tr>", self.source)]
+        lines = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in re.findall(r"<tr>(.*?)</tr>", self.source)]
+        return [[html.unescape(re.sub("<.*?>", "", cell)) for cell in line] for line in lines]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pyflow import commands, export
-from pyflow.cli import main
+from pyflow.cli import main, parse
 from pyflow.engines import manifest as manifests
 from pyflow.sampler import Flow
 
@@ -217,13 +217,11 @@ def test_help_needs_no_torch():
 
 def test_the_readme_tells_the_truth():
     """Each command that the README shows parses, and each file of its tree is there."""
-    from pyflow.cli import _parser
-
     readme = (ROOT / "README.md").read_text()
     shown = re.findall(r"^    pyflow (.+)$", readme, re.M)
     assert len(shown) >= 8
     for command in shown:
-        _parser().parse_args(command.split())
+        parse(command.split())
     for target in re.findall(r"^    make (\w+)", readme, re.M):
         assert f"\n{target}:" in (ROOT / "Makefile").read_text()
     tree = readme.split("## The tree")[1].split("##")[0]

@@ -1,0 +1,170 @@
+"""A report's plots, each in the page and as a PNG beside it."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import page
+from .axes import colour_of
+from .charts import Chart, bars
+from .pictures import grid_of
+from .plots import Axis, Line, Point, line_plot
+from .report_files import Bench, Interval, Row, Times
+from .report_groups import Group, machine_of
+from .report_words import cells_of, protocol
+
+BARS, CLASSES = 6, 20  # as many as can be told apart
+CURVE = 150  # points of a training curve
+Figures = Callable[[Row], Interval | float | None]
+
+
+@dataclass(frozen=True)
+class Press:
+    """Where the PNGs of a group go, and what their names begin with."""
+
+    folder: Path
+    prefix: str
+
+    def chart(self, name: str, chart: Chart, caption: str = "") -> str:
+        self._path(name).write_bytes(chart.png())
+        return page.chart(chart, caption)
+
+    def rows(self, name: str, pictures: np.ndarray, names: Sequence[str], columns: Sequence[str]) -> str:
+        count, width = pictures.shape[1], pictures.shape[3]
+        sheet = grid_of(pictures.reshape(-1, *pictures.shape[2:]), count, scale=max(1, round(64 / width)))
+        sheet.save(self._path(name))
+        return page.rows(self._path(name), names, columns)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{self.prefix}{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.png"
+
+
+def quality(group: Group, press: Press) -> str:
+    """Distance against latency, a plot a machine."""
+    shown = []
+    for number, machine in enumerate(group.machines):
+        lines = [
+            Line(method.name, [_point(row.ms_per_image, row.frechet, row.label) for row in method.rows], method.index)
+            for method in group.methods
+            if method.machine == machine
+        ]
+        floor = group.about.floor.get("frechet")
+        positive = min(point.y for line in lines for point in line.points) > 0 and (floor is None or floor > 0)
+        chart = line_plot(
+            "Fréchet distance against latency",
+            Axis("ms a picture (log); the number at a point is its steps", log=True),
+            Axis("lower is better (log)" if positive else "lower is better", log=positive),
+            lines,
+            level=("held-out real pictures", floor) if floor is not None else None,
+            frontier=True,
+        )
+        name = "quality-latency" + (f"-{number + 1}" if len(group.machines) > 1 else "")
+        shown.append(press.chart(name, chart, f"{protocol(group)} Times as the evaluation sampled, on {machine}."))
+    return "".join(shown)
+
+
+def _point(x: float, found: Interval | float, label: str = "") -> Point:
+    return Point(x, found, label=label) if isinstance(found, float | int) else Point(x, *_three(found), label=label)
+
+
+def _three(found: Interval) -> tuple[float, float | None, float | None]:
+    return found.value, found.low, found.high
+
+
+def by_steps(group: Group, press: Press, told: Mapping[str, tuple[str, Figures]]) -> str:
+    """A small plot for each figure that there is: title, what it is, how a row tells it."""
+    steps = tuple(sorted({row.steps for _, row in group.plans}))
+    shown = []
+    for title, (unit, of) in told.items():
+        lines = [
+            Line(method.name, points, method.index)
+            for method in group.methods
+            if (points := [_point(row.steps, found) for row in method.rows if (found := of(row)) is not None])
+        ]
+        if lines:
+            chart = line_plot(title, Axis("steps (log)", log=True, ticks=steps), Axis(unit), lines)
+            shown.append(press.chart(title.lower(), chart))
+    return page.pair(shown) if shown else ""
+
+
+def by_class(group: Group, press: Press) -> str:
+    classes = group.about.classes
+    shown = [(method, method.rows[0]) for method in group.methods]
+    shown = sorted(shown, key=lambda plan: plan[1].frechet.value)[: BARS - 1]
+    shown += [group.longest] if group.longest not in shown else []
+    shown = [plan for plan in group.plans if plan in shown]
+    found = {
+        method.called(row): [row.per_class.get(str(label), {}).get("frechet") for label in range(len(classes))]
+        for method, row in shown
+    }
+    known = [label for label in range(len(classes)) if any(line[label] is not None for line in found.values())]
+    if not known:
+        return ""
+    hardest = sorted(known, key=lambda label: -max(line[label] or 0 for line in found.values()))[:CLASSES]
+    names = [classes[label] for label in sorted(hardest)]
+    values = {name: [line[label] for label in sorted(hardest)] for name, line in found.items()}
+    chart = bars(
+        names, values, "Distance by class", "Fréchet distance, lower is better", [one.index for one, _ in shown]
+    )
+    cut = f" The {CLASSES} classes of largest distance, of {len(known)}." if len(known) > CLASSES else ""
+    cut += f" The {BARS - 1} methods of least distance." if len(group.methods) >= BARS else ""
+    return press.chart("by-class", chart, f"The shortest plan of each method, and the longest plan.{cut}")
+
+
+def training(group: Group, press: Press) -> str:
+    shown = []
+    for method in group.methods:
+        curve = next((one.training for one in method.files if one.training), ())
+        if curve:
+            step = math.ceil(len(curve) / CURVE)
+            parts = [curve[at : at + step] for at in range(0, len(curve), step)]
+            points = [
+                Point(float(np.mean([one.step for one in part])), float(np.mean([one.loss for one in part])))
+                for part in parts
+            ]
+            log = min(point.y for point in points) > 0
+            axis = Axis(f"loss of {method.files[0].method}{' (log)' * log}", log=log)
+            chart = line_plot(method.name, Axis("step"), axis, [Line("", points, method.index)], symbols=False)
+            shown.append(press.chart(f"training-{method.name}", chart))
+    return page.pair(shown) + page.text("Losses of different objectives are no measure of each other.") if shown else ""
+
+
+def latency(benches: Sequence[Bench], press: Press) -> str:
+    """Times alone, a plot a machine."""
+    shown = []
+    for number, machine in enumerate(dict.fromkeys(map(machine_of, benches))):
+        own = [bench for bench in benches if machine_of(bench) == machine]
+        cases = [(bench, batch) for bench in own for batch in sorted({row.batch for row in bench.rows})]
+        lines = [
+            Line(
+                f"{bench.name}, batch {batch}",
+                [Point(row.steps, row.ms_per_image, label="") for row in _of_batch(bench, batch)],
+                index,
+            )
+            for index, (bench, batch) in enumerate(cases)
+        ]
+        steps = tuple(sorted({row.steps for bench in own for row in bench.rows}))
+        chart = line_plot(
+            "Latency by steps", Axis("steps (log)", log=True, ticks=steps), Axis("ms a picture (log)", log=True), lines
+        )
+        rows = [(bench, index, row) for index, (bench, batch) in enumerate(cases) for row in _of_batch(bench, batch)]
+        columns = [
+            cells_of([getattr(row, name) for _, _, row in rows]) for name in ("median_ms", "p99_ms", "ms_per_image")
+        ]
+        cells = [
+            [bench.name, str(row.batch), str(row.steps), *one] for (bench, _, row), one in zip(rows, zip(*columns))
+        ]
+        heads = ["network", "batch", "steps", "median, ms", "p99, ms", "ms a picture"]
+        shown.append(
+            press.chart(f"latency-{number + 1}", chart, f"Medians of interleaved rounds on {machine}.")
+            + page.table(heads, cells, [colour_of(index) for _, index, _ in rows])
+        )
+    return "".join(shown)
+
+
+def _of_batch(bench: Bench, batch: int) -> list[Times]:
+    return sorted((row for row in bench.rows if row.batch == batch), key=lambda row: row.steps)
