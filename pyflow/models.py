@@ -82,7 +82,7 @@ class Condition(nn.Module):
     waves: Tensor
     phases: Tensor
 
-    def __init__(self, spec: Network, hidden: int, width: int) -> None:
+    def __init__(self, spec: MLP | UNet, hidden: int, width: int) -> None:
         super().__init__()
         classes, times = spec.classes, spec.times
         waves = torch.logspace(math.log10(SLOWEST_WAVE), math.log10(spec.fastest_wave), WAVES)

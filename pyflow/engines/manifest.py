@@ -75,7 +75,7 @@ class File:
     pieces: tuple[str, ...] = ()  # of a file that is mapped, hashed by several threads when it is loaded
 
     @classmethod
-    def of(cls, name: str, content: bytes) -> "File":
+    def of(cls, name: str, content: Content) -> "File":
         return cls(sha256(content), len(content), sha256_of_pieces(content) if name == NETWORK else ())
 
 
