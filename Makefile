@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(wildcard csrc/*.?pp csrc/*.inl csrc/*/*.?pp csrc/*/*.inl)
 NATIVE := CMakeLists.txt setup.py $(filter-out csrc/tests/%,$(CORE))
 
-.PHONY: demo test native-tests bench bench-backends bench-cpu bench-precision bench-methods gpu-parity \
+.PHONY: demo test native-tests bench bench-backends bench-cpu bench-precision bench-methods bench-eval gpu-parity \
   gpu-latency gpu-engines gpu-train lint typecheck wheel examples format clean
 .DELETE_ON_ERROR:
 
@@ -34,6 +34,10 @@ bench-methods: $(VENV)/native
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/methods.py \
 	  $(if $(CIFAR10),--data '$(CIFAR10)' --teacher runs/cifar/teacher --judge runs/cifar/classifier, \
 	  --teacher runs/demo/teacher --judge runs/demo/classifier)
+
+# Where the time of an evaluation goes, and its memory; some minutes.
+bench-eval: $(VENV)/native
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/evaluation.py
 
 # The native engine beside the fastest runtimes; half an hour, and a quarter more when their files are made first.
 bench-cpu: $(VENV)/native
