@@ -43,7 +43,6 @@ def logit_normal(mean: float, deviation: float):
 LAWS = {
     "uniform": lambda t: t,
     "u-shaped": u_shaped,
-    "mixed": lambda t: (t + u_shaped(t)) / 2,
     "logit-normal": logit_normal(0, 1),
 }
 

@@ -19,7 +19,7 @@ UNET_9M = UNet(channels=64, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,),
 UNET_36M = UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=4)
 UNET_DIGITS = UNet(shape=(1, 16, 16), channels=24, multipliers=(1, 2, 2), blocks=1, attention=(4,))
 MLP_2D = MLP(shape=(2,), width=256, depth=4)
-SLOWER_WAVE = 20.0  # for two times in the plane
+SLOWER_WAVE = 20.0  # radians
 
 SIZES = {"1m": UNET_1M, "9m": UNET_9M, "36m": UNET_36M}
 WIDTHS = ("channels", "multipliers", "blocks")
@@ -67,24 +67,25 @@ def inpaint(data: str = "digits", size: str = "1m") -> Recipe:
     if not isinstance(setting.network, UNet):
         raise InvalidInput(f"data is {data!r}; recipe 'inpaint' expected pictures: points have no holes to fill")
     network = replace(setting.network, extra=setting.network.shape[0] + 1)
-    return replace(setting, name="inpaint", network=network, learning_rate=5e-5, label_dropout=0.15)
+    # On digits 200 steps at 5e-5 moved the PSNR of four steps by +.1 dB (centre, boxes, irregular, half), at 5e-4 by
+    # +1.1, +1.2, +1.1 and +.6: what reads the mask begins at zero, and Adam moves no weight faster than its rate.
+    few = setting.steps < 10_000
+    return replace(setting, name="inpaint", network=network, learning_rate=5e-4 if few else 5e-5, label_dropout=0.15)
 
 
 def _two_times(name: str, data: str, size: str, options: Options) -> Recipe:
     setting = cfm(data, size)
-    network = replace(setting.network, times=2)
-    if isinstance(network, MLP):
-        network = replace(network, fastest_wave=SLOWER_WAVE)
-    return replace(setting, name=name, objective=name, network=network, options=options)
+    return replace(setting, name=name, objective=name, network=replace(setting.network, times=2), options=options)
 
 
 def _gentle(setting: Recipe) -> Recipe:
     """For targets with the network's own gradient in x: at 0.012 MeanFlow diverged by step 600 and esd by step 3700."""
-    return replace(setting, learning_rate=0.003, precision="fp32", compile=False)
+    network = replace(MLP_2D, times=2, fastest_wave=SLOWER_WAVE)
+    return replace(setting, network=network, learning_rate=0.003, precision="fp32", compile=False)
 
 
 def _flow_map(name: str, data: str, size: str) -> Recipe:
-    options = Options(times="mixed", pooled=True) if data == "checkerboard" else Options(learned_weight=True)
+    options = Options(pooled=True) if data == "checkerboard" else Options(learned_weight=True)
     return _two_times(name, data, size, options)
 
 
@@ -92,7 +93,7 @@ def _mean_flow(name: str, data: str, size: str) -> Recipe:
     """Guidance 2 is in the target where there are labels to guide by. A target in the plane is mostly chance, and
     the adaptive weight would favour those that fit."""
     if data == "checkerboard":
-        return _gentle(_two_times(name, data, size, Options(times="mixed", adaptive=0.0, pooled=True)))
+        return _gentle(_two_times(name, data, size, Options(adaptive=0.0, pooled=True)))
     return _two_times(name, data, size, Options(times="logit-normal", diagonal=0.25, guidance=2.0))
 
 

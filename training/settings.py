@@ -8,7 +8,7 @@ from pyflow.core import PATHS, PREDICTIONS, SOLVERS
 from pyflow.errors import InvalidInput
 from pyflow.spec import Network
 
-TIMES = ("uniform", "u-shaped", "mixed", "logit-normal")
+TIMES = ("uniform", "u-shaped", "logit-normal")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("fp32", "bf16")

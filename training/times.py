@@ -10,10 +10,7 @@ from .settings import Options
 
 
 def draw_time(coin: Tensor, times: str, mean: float = 0.0, deviation: float = 1.0) -> Tensor:
-    """A time a coin. u-shaped is p ~ e^{4t} + e^{4(1-t)} (Lee et al. 2024); logit-normal Esser et al. 2024's; mixed is
-    half uniform and half u-shaped."""
-    if times == "mixed":
-        return torch.where(coin < 0.5, 2 * coin, draw_time((2 * coin - 1).clamp(0, 1), "u-shaped"))
+    """A time a coin. u-shaped is p ~ e^{4t} + e^{4(1-t)} (Lee et al. 2024); logit-normal Esser et al. 2024's."""
     if times == "u-shaped":
         return 0.5 + ((2 * coin - 1) * math.sinh(2)).asinh() / 4
     if times == "logit-normal":
