@@ -204,6 +204,16 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(name, seed):
     torch.testing.assert_close(gradient(4), gradient(1), rtol=1e-6, atol=1e-9)
 
 
+def test_the_loss_is_one_graph(seed):
+    """What a GPU's recipes compile: nothing of the joining or of the hole's share leaves it."""
+    net, batch, spec = network(SEEING, 3), drawn(4), Spec(SEEING)
+    options = Options(region=0.3)
+    torch.compiler.reset()
+    traced = torch.compile(objectives.cfm, fullgraph=True, backend="eager")
+    expected = objectives.cfm(net, spec, batch, options)
+    torch.testing.assert_close(traced(net, spec, batch, options).each, expected.each)
+
+
 # ---- what is refused
 @pytest.mark.parametrize("name", sorted({*OBJECTIVES} - {*FILLS}))
 def test_other_methods_see_no_mask(name):

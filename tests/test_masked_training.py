@@ -104,11 +104,12 @@ def start(tmp_path):
 
 def test_inpaint_is_a_recipe_like_the_others(start, tmp_path):
     setting = commands.teacher("inpaint", start=start)
-    assert (setting.objective, setting.data, setting.learning_rate) == ("cfm", "digits", 5e-5)
+    assert (setting.objective, setting.data, setting.learning_rate) == ("cfm", "digits", 5e-4)
     assert (setting.label_dropout, setting.options.masked, setting.options.region) == (0.15, 0.5, 0.3)
     assert setting.network == replace(checkpoint.load_spec(start).network, extra=2)
-    for size in ("1m", "9m", "36m"):
-        assert recipe("inpaint", "cifar10", size=size).network.extra == 4
+    for size, rate in (("1m", 5e-4), ("9m", 5e-5), ("36m", 5e-5)):
+        of_size = recipe("inpaint", "cifar10", size=size)
+        assert (of_size.network.extra, of_size.learning_rate) == (4, rate)
     assert [*TUNED] == ["inpaint"]
 
 

@@ -4,6 +4,7 @@ The third word of the counter is 2 here, 1 in `pyflow.masks` and 0 in `pyflow.no
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -38,10 +39,16 @@ def pictures(of_label: Sequence[np.ndarray], seed: int, first: int, count: int) 
     `of_label` has the numbers of each label's pictures. Labels come in turn, and a label's pictures in an order that is
     drawn anew each time round.
     """
+
+    @cache  # a class of 5,000 pictures takes a millisecond to shuffle
+    def shuffled(label: int, lap: int) -> np.ndarray:
+        own = of_label[label]
+        drawn = _numbers(seed, np.array([label]), len(own), lap, _ORDERS)[0]
+        return own[np.argsort(drawn, kind="stable")]
+
     chosen = np.empty(count, np.int64)
     for place, index in enumerate(range(first, first + count)):
-        label = index % len(of_label)
-        lap, at = divmod(index // len(of_label), len(of_label[label]))
-        drawn = _numbers(seed, np.array([label]), len(of_label[label]), lap, _ORDERS)[0]
-        chosen[place] = of_label[label][np.argsort(drawn, kind="stable")[at]]
+        turn, label = divmod(index, len(of_label))
+        lap, at = divmod(turn, len(of_label[label]))
+        chosen[place] = shuffled(label, lap)[at]
     return chosen
