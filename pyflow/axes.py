@@ -94,7 +94,7 @@ def legend(
         marks += [moved(mark, x + 11, y) for mark in key]
         marks.append(Words(x + 29, y, name, "ink", PLAIN))
         x += wide
-    return marks, y + line
+    return marks, y + line if entries else y - line / 2
 
 
 def head(title: str, unit: str) -> list[Mark]:

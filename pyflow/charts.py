@@ -178,7 +178,7 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str
     return Chart(title, draw)
 
 
-def _refuse_misfit(values: Sequence[Sequence[float]], rows: int, columns: int, title: str) -> None:
+def _refuse_misfit(values: Sequence[Sequence[float | None]], rows: int, columns: int, title: str) -> None:
     came = [len(line) for line in values]
     if not rows or not columns or came != [columns] * rows:
         raise InvalidInput(f"{title} has lines of {came} values; expected {rows} of {columns}, and one or more of each")

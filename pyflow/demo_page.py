@@ -98,7 +98,7 @@ def _page(report: Report, plot: Chart, folder: Path) -> str:
             "The same seeds, fewer and fewer steps": rows(
                 folder / "compare.png", [plan_name(*key) for key in report.pictures]
             ),
-            "Quality against latency": chart(plot, "Numbers at the points are steps."),
+            "Quality against latency": chart(plot),
             "The table": table(heads, lines, keys)
             + text(f"{report.protocol} Held-out real pictures are at distance {report.floor:.3f}."),
             "Samples, uncurated": figures(grids),
@@ -122,6 +122,7 @@ def _plot(report: Report) -> Chart:
         for index, method in enumerate(_methods(report))
         if (own := [measure for measure in report.measures if measure.method == method])
     ]
-    x, y = Axis("latency, ms a picture (log)", log=True), Axis("Fréchet distance (log), lower is better", log=True)
+    x = Axis("ms a picture (log); the number at a point is its steps", log=True)
+    y = Axis("lower is better (log)", log=True)
     floor = ("held-out real pictures", report.floor)
-    return line_plot("Quality against latency", x, y, lines, level=floor, frontier=True)
+    return line_plot("Fréchet distance against latency", x, y, lines, level=floor, frontier=True)

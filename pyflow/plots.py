@@ -42,7 +42,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """`ticks`, where there are some, are the only ones."""
+    """`ticks`, where there are some, are the only ones, and the axis holds all of them."""
 
     label: str
     log: bool = False
@@ -79,7 +79,7 @@ def line_plot(
         up = spanning(heights, top + tall, top, log=y.log)
         marks: list[Mark] = [*head(title, y.label), *names]
         left = rules(marks, up, width)
-        along = spanning([point.x for point in points], left + 8, width - 8, log=x.log)
+        along = spanning([*x.ticks, *(point.x for point in points)], left + 8, width - 8, log=x.log)
         marks += _feet(x, along, up.start, left, width)
         if level:
             marks.append(Shape(((left, up.at(level[1])), (width, up.at(level[1]))), "ink", width=1.5, dash=(1.5, 3)))

@@ -48,7 +48,7 @@ def write(paths: Sequence[Path], folder: Path) -> str:
             intro = page.note(_apart(found))
         if benches:
             sections["Latency alone"] = latency(benches, Press(fresh, ""))
-        sections["Where these figures come from"] = "".join(_facts(one) for one in [*evals, *benches])
+        sections["Where these figures come from"] = "".join([*map(_facts, evals), *map(_facts, benches)])
         (fresh / "index.html").write_text(page.document(title, told, sections, {}, intro), encoding="utf-8")
         files = sorted(path.name for path in fresh.iterdir())
         record = {"format": 1, "kind": "report", "of": [path.name for path in paths], "files": [*files, RECORD]}

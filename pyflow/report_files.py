@@ -39,6 +39,10 @@ class Interval(_Numbers):
         if self.low is not None and self.high is not None and not self.low <= self.value <= self.high:
             raise InvalidInput(f"value is {self.value}; expected one in its interval, {self.low} to {self.high}")
 
+    def times(self, factor: float) -> "Interval":
+        bounds = (None if bound is None else bound * factor for bound in (self.low, self.high))
+        return Interval(self.value * factor, *bounds)
+
 
 @dataclass(frozen=True)
 class Against(_Numbers):

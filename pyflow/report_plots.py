@@ -19,6 +19,7 @@ from .report_words import cells_of, protocol
 
 BARS, CLASSES = 6, 20  # as many as can be told apart
 CURVE = 150  # points of a training curve
+CELL = 64  # pixels of the screen for a picture
 Figures = Callable[[Row], Interval | float | None]
 
 
@@ -34,9 +35,9 @@ class Press:
         return page.chart(chart, caption)
 
     def rows(self, name: str, pictures: np.ndarray, names: Sequence[str], columns: Sequence[str]) -> str:
-        count, width = pictures.shape[1], pictures.shape[3]
-        sheet = grid_of(pictures.reshape(-1, *pictures.shape[2:]), count, scale=max(1, round(64 / width)))
-        sheet.save(self._path(name))
+        scale = max(1, round(CELL / pictures.shape[3]))
+        large = pictures.repeat(scale, axis=2).repeat(scale, axis=3)
+        grid_of(large.reshape(-1, *large.shape[2:]), pictures.shape[1]).save(self._path(name))
         return page.rows(self._path(name), names, columns)
 
     def _path(self, name: str) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from . import page
 from .axes import colour_of
-from .report_files import Interval, Row
+from .report_files import Eval, Interval, Row
 from .report_groups import Group, Method
 
 
@@ -57,19 +57,18 @@ def findings(group: Group) -> str:
 
 def _finding(group: Group, method: Method) -> str:
     shortest, best = method.rows[0], method.best
-    told = f"in {_plan(group, method, shortest)}."
+    told = f"in {_plan(group, method, shortest, ' as the longest plan')}."
     return told if best.plan == shortest.plan else f"{told} Best in {_plan(group, method, best)}."
 
 
-def _plan(group: Group, method: Method, row: Row) -> str:
-    other, longest = group.longest
+def _plan(group: Group, method: Method, row: Row, beside: str = "") -> str:
     factor = group.factor(method, row)
     if (method, row) == group.longest:
         compared = "the longest plan"
     elif factor is None:
         compared = "on another machine than the longest plan"
     else:
-        compared = f"{times(factor)} as fast as {other.called(longest)}"
+        compared = f"{times(factor)} as fast{beside}"
     steps = f"{row.steps} step{'s' * (row.steps > 1)}" + (f" of its {row.grid_name} grid" if row.grid_name else "")
     return f"{steps}: distance {_within(row.frechet)}, {figure(row.ms_per_image)} ms a picture, {compared}"
 
@@ -112,7 +111,7 @@ def tables(group: Group) -> str:
     accuracy = [row.label_accuracy for row in rows]
     distances: dict[str, list[Interval | float | None]] = {
         "Fréchet": [row.frechet for row in rows],
-        "kernel": [row.kernel for row in rows],
+        "kernel × 1000": [row.kernel.times(1000) for row in rows],
     }
     close: dict[str, list[Interval | float | None]] = {
         "straightness": [row.straightness for row in rows],
@@ -134,23 +133,27 @@ def tables(group: Group) -> str:
         "in the network": [f"{row.denoiser_share:.0%}" for row in rows],
         "in the extractor": [f"{row.extractor_share:.0%}" for row in rows],
     }
-    floor = ", ".join(
-        f"{name.replace('_', ' ').replace('frechet', 'Fréchet')} {figure(value)}"
-        for name, value in group.about.floor.items()
-        if name != "count"
-    )
-    against = sorted({row.against.name for row in rows if row.against})
-    told = f"Held-out real pictures: {floor}." if floor else ""
-    told += f" SSIM and LPIPS: beside {', '.join(against)}, from the same noise." if against else ""
     return (
         page.heading("Distance")
         + _table(plans, cells)
-        + (page.text(told.strip()) if told else "")
+        + page.text(" ".join([*_floor(group.about), *_beside(rows)]))
         + page.heading("Fidelity and variety")
         + _table(plans, variety)
         + page.heading("Time")
         + _table(plans, speed)
     )
+
+
+def _floor(about: Eval) -> list[str]:
+    names = {"frechet": ("Fréchet", 1), "kernel": ("kernel × 1000", 1000)}
+    found = {names.get(name, (name.replace("_", " "), 1)): value for name, value in about.floor.items()}
+    told = [f"{name} {figure(factor * value)}" for (name, factor), value in found.items() if name != "count"]
+    return [f"Held-out real pictures: {', '.join(told)}."] if told else []
+
+
+def _beside(rows: Sequence[Row]) -> list[str]:
+    others = sorted({row.against.name for row in rows if row.against})
+    return [f"Likeness is to {', '.join(others)}, from the same noise."] if others else []
 
 
 def _there(column: Iterable[object]) -> bool:

@@ -10,11 +10,13 @@ import pytest
 from eval_files import CLASSES, SEEDS, SIDE, interval, write, write_bench, write_eval
 from markup import Page
 from PIL import Image
+from test_eval import judge, setting_of  # noqa: F401
 
 from pyflow import report, report_files, studies
 from pyflow.charts import Chart
 from pyflow.cli import main
 from pyflow.errors import InvalidInput
+from pyflow.evaluation import Against, evaluate
 from pyflow.report_groups import groups
 from pyflow.report_words import decimals_of, lead
 
@@ -93,7 +95,7 @@ def test_each_method_has_a_sentence(tmp_path, rng):
         row["frechet"] = {"value": value, "low": value - 0.01, "high": value + 0.01}
     page = made([write(path, data)], tmp_path / "page")
     assert page.words["ul"][-1] == (
-        "student in 1 step: distance 0.500 (0.490 to 0.510), 0.250 ms a picture, 4.0× as fast as student, 4 steps. "
+        "student in 1 step: distance 0.500 (0.490 to 0.510), 0.250 ms a picture, 4.0× as fast as the longest plan. "
         "Best in 4 steps: distance 0.250 (0.240 to 0.260), 1.00 ms a picture, the longest plan."
     )
 
@@ -117,15 +119,15 @@ def test_pictures_of_the_same_seeds_stand_in_their_rows(files, tmp_path):
     made(files, tmp_path / "page")
     sheet = np.asarray(Image.open(tmp_path / "page" / "same-seeds.png"))
     scale = round(64 / (SIDE + 1))
-    cells = sheet[scale // 2 :: scale, scale // 2 :: scale]
+    tall, wide = scale * SIDE + 1, scale * (SIDE + 1) + 1  # with a line of grey
     plans = [path.parent / row["sheet"] for path in files[:2] for row in record(path)["rows"]]
-    assert cells.shape[:2] == (len(plans) * (SIDE + 1) + 1, CLASSES * (SIDE + 2) + 1)
+    assert sheet.shape[:2] == (len(plans) * tall + 1, CLASSES * wide + 1)
     for line, plan in enumerate(plans):
         whole = np.asarray(Image.open(plan))[1::2, 1::2]
         assert whole.shape[:2] == (CLASSES * (SIDE + 1) + 1, SEEDS * (SIDE + 2) + 1)
         for label in range(CLASSES):
-            top, left = line * (SIDE + 1) + 1, label * (SIDE + 2) + 1
-            shown = cells[top : top + SIDE, left : left + SIDE + 1]
+            top, left = line * tall + 1, label * wide + 1
+            shown = sheet[top : top + tall - 1 : scale, left : left + wide - 1 : scale]
             first = label * (SIDE + 1) + 1
             assert np.array_equal(shown, whole[first : first + SIDE, 1 : SIDE + 2])
 
@@ -152,7 +154,6 @@ def test_figures_of_other_settings_are_never_on_one_axis(change, tmp_path, rng):
     assert not [text for text in page.words["svg"] if "ours" in text and "theirs" in text]
     assert (tmp_path / "page" / "1-quality-latency.png").is_file()
     assert (tmp_path / "page" / "2-quality-latency.png").is_file()
-    assert all("× as fast as ours, 4 steps" not in text for text in page.words["li"] if text.startswith("theirs"))
 
 
 def test_times_of_two_machines_are_on_two_plots_and_in_no_ratio(tmp_path, rng):
@@ -329,6 +330,23 @@ def test_the_command_writes_a_page(files, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.endswith(f"report: {tmp_path / 'page' / 'index.html'}\n")
     assert Page((tmp_path / "page" / "index.html").read_text()).words["p"][0] in out
+
+
+def test_a_file_of_pyflow_eval_itself(judge, tiny_checkpoint, tmp_path):  # noqa: F811
+    """Two evaluations of a tiny network, one beside the other, as the command writes them."""
+    base, steps = setting_of(judge), (1, 3)
+    evaluate(tiny_checkpoint, steps, base, tmp_path / "teacher.json")
+    beside = setting_of(judge, against=Against(tiny_checkpoint, 3), grid="cosine", seeds=1)
+    evaluate(tiny_checkpoint, steps, beside, tmp_path / "student.json")
+    paths = [tmp_path / "teacher.json", tmp_path / "student.json"]
+    page = made(paths, tmp_path / "page")
+    assert page.words["strong"] == ["teacher", "student"]
+    rows = [row for path in paths for row in record(path)["rows"]]
+    assert len(page.pictures) == 1 + len(rows)
+    distances = next(line for line in page.lines if line[:2] == ["student", "3 cosine"])
+    assert f"{rows[-1]['against']['ssim']:.3f}" in distances
+    sheet = np.asarray(Image.open(tmp_path / "page" / "same-seeds.png"))
+    assert np.array_equal(sheet[:66], sheet[65 * 2 : 65 * 2 + 66]), "one step is the same on both grids"
 
 
 # ---- pyflow bench --json
