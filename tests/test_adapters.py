@@ -305,6 +305,12 @@ def test_a_network_without_null_label_wants_labels(tmp_path):
         pipe(num_inference_steps=1, class_labels=1, guidance_scale=2.0)
 
 
+def test_a_network_that_sees_the_mask_is_refused(tmp_path):
+    folder = save(tmp_path / "sees", Spec(dataclasses.replace(UNET, extra=2), null_label=True))
+    with pytest.raises(InvalidInput, match=r"^the network sees the mask; expected one that does not: .*\.inpaint$"):
+        PyflowPipeline.from_checkpoint(folder)
+
+
 def test_a_network_refuses_times_that_do_not_fit(tiny_checkpoint):
     net = PyflowNetwork.from_checkpoint(tiny_checkpoint)
     with pytest.raises(InvalidInput, match=r"timestep has shape \(3,\); expected one number, or one for each of 2"):
