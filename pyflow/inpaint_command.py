@@ -40,7 +40,7 @@ def add_inpaint(made: argparse.ArgumentParser) -> None:
     made.add_argument("--label", type=int, default=None, help="the class; none asks for no label")
     made.add_argument("--guidance", type=float, default=1.0, help="1 is none")
     made.add_argument("--seed", type=int, default=0, help="seed of the noise, and of a mask by its kind")
-    made.add_argument("--solver", default=None, help=f"one of {', '.join(core.SOLVERS)}")
+    made.add_argument("--solver", default=None, help=f"one of {', '.join(core.SOLVERS)}; if none, renoise")
     made.add_argument("--grid", default="uniform", help=f"one of {', '.join([*core.GRIDS, SEARCHED])}")
     jumps = f"times that each stretch of steps is passed, with {', '.join(resampling.SOLVERS)}"
     made.add_argument("--resamples", type=int, default=1, help=jumps)
@@ -80,10 +80,12 @@ def inpaint(arguments: argparse.Namespace) -> None:
     shape = flow.picture_shape
     image = read_image(opened, shape)
     if arguments.mask in (*masks.KINDS, *masks.GROUPS):
-        mask = masks.draw(arguments.mask, *image.shape[:2], 1, seed=arguments.seed)[0]
+        height, width, _ = image.shape
+        mask = masks.draw(arguments.mask, height, width, 1, seed=arguments.seed)[0]
     else:
         mask = read_mask(open_image(_mask_file(arguments.mask)), shape)
-    rows = {name: getattr(arguments, name) for name in ("steps", "solver", "grid", "resamples", "jump")}
+    rows = {name: getattr(arguments, name) for name in ("steps", "grid", "resamples", "jump")}
+    rows["solver"] = arguments.solver or flow.inpaint_solver
     asked = {name: getattr(arguments, name) for name in ("label", "guidance", "seed")}
     plan = flow.plan(**rows)
     with tqdm(total=len(plan), desc="rows", unit="row", disable=len(plan) < 10) as bar:

@@ -46,6 +46,8 @@ Callback = Callable[["Flow", int, float, dict[str, Any]], object]
 class Flow:
     """A loaded generator. Safe to call from several threads; picture i of a seed is the same in every call."""
 
+    inpaint_solver: str | None = core.renoise.__name__
+
     def __init__(self, runner: Runner, spec: Spec, backend: str, identity: str) -> None:
         self.runner = runner
         self.spec = spec
@@ -156,9 +158,12 @@ class Flow:
         image: a PIL image or uint8 array (height, width[, channels]). mask_image: the same size, black and white only,
         as a PIL image, a uint8 array of 0 and 255, or a boolean array (True repaints). resamples: how often each
         stretch of `jump` steps is passed, so that what is new fits what is kept (RePaint); that many times the calls.
-        The rest as in `sample`, with 4 steps where none are named.
+        The rest as in `sample`, with 4 steps where none are named. Where no solver is named it is `renoise`: each step
+        goes to the image and noises it anew, beside the kept pixels. DESIGN.md tells how much that gains.
         """
         shape = self.picture_shape
+        if arguments.get("solver") is None:
+            arguments["solver"] = self.inpaint_solver
         given = arguments.get("num_inference_steps"), arguments.get("steps")
         if given == (None, None) and isinstance(arguments.get("grid", "uniform"), str):
             arguments["steps"] = 4

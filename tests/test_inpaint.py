@@ -1,11 +1,13 @@
 """Inpainting: what is kept comes back to the bit, what is white is repainted, and a bad mask or image is named."""
 
+import itertools
+
 import numpy as np
 import pytest
 from tiny import UNET, flow_of
 
 import pyflow
-from pyflow import core
+from pyflow import core, resampling
 from pyflow.errors import InvalidInput
 from pyflow.sampler import Flow
 from pyflow.spec import Spec
@@ -57,7 +59,32 @@ def test_white_repaints_everything_and_black_nothing(engine, rng, seed):
     nothing = engine.inpaint(image, np.zeros((8, 8), np.uint8), **setting)
     np.testing.assert_array_equal(nothing.images[0, ..., 0], image)
     everything = engine.inpaint(image, np.full((8, 8), 255, np.uint8), **setting)
-    np.testing.assert_array_equal(everything.states, engine.sample(1, **setting).states)
+    np.testing.assert_array_equal(everything.states, engine.sample(1, **setting, solver="renoise").states)
+
+
+def test_inpaint_renoises_unless_another_solver_is_named(engine, rng, seed):
+    known = rng.integers(256, size=(8, 8), dtype=np.uint8), rng.random((8, 8)) < 0.5
+    setting = {"steps": 3, "label": 1, "seed": seed}
+    made = {solver: engine.inpaint(*known, **setting, solver=solver).states for solver in (None, "renoise", "euler")}
+    np.testing.assert_array_equal(made[None], made["renoise"])
+    assert np.abs(made["euler"] - made["renoise"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("backend", ["onnx", "native"])
+def test_kept_pixels_come_back_on_every_backend(engine, tiny_checkpoint, tmp_path, rng, seed, backend):
+    if backend == "native":
+        from pyflow.export import export
+
+        export(tiny_checkpoint, tmp_path / "tiny.engine", backend)
+        engine = pyflow.load(tmp_path / "tiny.engine", threads=1)
+    assert engine.backend == backend
+    reference = pyflow.load(tiny_checkpoint)
+    image, white = rng.integers(256, size=(8, 8), dtype=np.uint8), rng.random((8, 8)) < 0.5
+    for solver, resamples in itertools.product(resampling.SOLVERS, (1, 2)):
+        asked = {"steps": 3, "label": 1, "guidance": 2.0, "seed": seed, "solver": solver, "resamples": resamples}
+        made = engine.inpaint(image, white, **asked).images[0, ..., 0].astype(int)
+        np.testing.assert_array_equal(made[~white], image[~white], err_msg=f"seed {seed}")
+        assert np.abs(made - reference.inpaint(image, white, **asked).images[0, ..., 0]).max() <= 1, f"seed {seed}"
 
 
 def test_a_mask_may_be_an_array_a_boolean_or_a_picture(engine, rng, seed):

@@ -304,7 +304,7 @@ def test_kept_pixels_come_back_to_the_bit(engine, checkpoint, rng):
         for steps in (1, 3):
             for made in flow.inpaint(image, white, steps=steps, **asked).images:
                 np.testing.assert_array_equal(made[~white], image[~white])
-        everything = flow.inpaint(image, np.ones((8, 8), bool), steps=2, **asked)
+        everything = flow.inpaint(image, np.ones((8, 8), bool), steps=2, solver=flow.spec.solver, **asked)
         np.testing.assert_array_equal(everything.states, flow.sample(asked.pop("batch"), steps=2, **asked).states)
         asked["batch"] = 3
 

@@ -109,6 +109,8 @@ class Teacher(Flow):
     Where the scheduler clips the image that the network tells, so does each step here.
     """
 
+    inpaint_solver = None
+
     def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler, identity: str, device: str = "cpu") -> None:
         _refuse_unknown(scheduler.config)
         config = unet.config
