@@ -23,6 +23,7 @@ SETTINGS = {
     "adamw": replace(RECIPE, batch=BATCH),
     "muon": replace(DROPOUT, batch=BATCH, optimizer="muon", network=replace(DROPOUT.network, dropout=0.0), steps=3),
     "accumulate": replace(RECIPE, batch=BATCH, accumulate=2, half_lives=(0.1, 0.3)),
+    "masks": replace(DROPOUT, batch=BATCH, network=replace(DROPOUT.network, dropout=0.0, extra=2), flip=True),
     "learned weight": replace(MAP, batch=BATCH, options=Options(learned_weight=True, diagonal=0.5)),
 }
 
@@ -58,8 +59,9 @@ def test_two_processes_train_what_one_does(tmp_path, rng, name):
     assert together(tmp_path, 2, _trains, "two", setting, seed) == [0, 0]
     one, two = (checkpoint.load_state(tmp_path / folder) for folder in ("one", "two"))
     assert torch.equal(one["rng"], two["rng"])
-    # Muon takes the direction of small singular values as seriously as that of large ones, in bfloat16.
-    assert apart(one, two) < (5e-4 if name == "muon" else 1e-6), setting.seed
+    # Muon takes the direction of small singular values as seriously as that of large ones, in bfloat16; Adam moves a
+    # bias before a norm of one channel a group, whose gradient is rounding alone, as far as any other weight.
+    assert apart(one, two) < (5e-4 if name in ("muon", "masks") else 1e-6), setting.seed
     if name == "accumulate":
         assert checkpoint.is_checkpoint(tmp_path / "two" / "half-life-0.3")
     steps = [json.loads(line)["step"] for line in (tmp_path / "two.log" / "log.jsonl").read_text().splitlines()]
