@@ -150,10 +150,11 @@ def main() -> None:
     protocol = {"data": named, "features": f"{named} classifier, {judge.real.shape[1]} features", "pictures": PICTURES}
     kept = {"facts": facts, **protocol, "distance_of_held_out_pictures": judge.floor, "methods": rows}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "methods.json").write_text(json.dumps(kept, indent=1) + "\n")
+    out = arguments.out / f"methods-{named}"
+    out.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n")
     summary = ", ".join(f"{name} {value}" for name, value in facts.items())
-    plot(curves, sheets, arguments.out / "methods.png", summary)
-    print(f"\n{summary}\nkept in {arguments.out}")
+    plot(curves, sheets, out.with_suffix(".png"), summary)
+    print(f"\n{summary}\nkept in {out}.json and .png")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def test_each_method_has_its_figures(tmp_path, monkeypatch):
     for _ in range(2):  # the second time all is reused
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    kept = json.loads((tmp_path / "methods.json").read_text())
+    kept = json.loads((tmp_path / "methods-digits.json").read_text())
     assert {"command", "commit", "date", "processor"} <= set(kept["facts"])
     assert (kept["data"], kept["features"]) == ("digits", "digits classifier, 48 features")
     assert [row["method"] for row in kept["methods"]] == ["lsd", "lines"]
@@ -44,4 +44,4 @@ def test_each_method_has_its_figures(tmp_path, monkeypatch):
         assert math.isfinite(row["first_loss"])
         assert set(row["steps"]) == {"1", "4", "16"}
         assert all(cell["distance"] > 0 for cell in row["steps"].values())
-    assert (tmp_path / "methods.png").stat().st_size > 10_000
+    assert (tmp_path / "methods-digits.png").stat().st_size > 10_000
