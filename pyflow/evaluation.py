@@ -141,14 +141,15 @@ def evaluate(
     record = _head(source, subject, setting, name or out.stem)
     rows = _kept(out, record)
     record["floor"] = _floor(subject, setting)
-    record["facts"] = {"command": command, "threads": threads, "device": device, **machine()}
+    facts = machine()
+    record["facts"] = {"command": command, "threads": threads, "device": device, **facts}
     others = None
     for asked in steps:
         if asked in rows:
             tqdm.write(f"{asked} steps: measured already")
             continue
         plan = setting.plan(asked)
-        rows[asked] = _measured(subject, plan, setting)
+        rows[asked] = _measured(subject, plan, setting) | {name: facts[name] for name in ("commit", "date")}
         rows[asked]["straightness"] = _straightness(flow, plan)
         if subject.other and setting.against:
             others = _compared(subject.other, setting.against.plan) if others is None else others

@@ -1,5 +1,6 @@
 """How far the trajectories of a sampler are from straight lines, which is what reflow is to improve."""
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -22,30 +23,36 @@ def straightness(
     """
     if any(row.n for row in plan) or not isinstance(flow.runner, LoopRunner) or extra_of(flow.spec.network):
         return None
-    states, times = _trajectory(flow, flow.runner.denoiser, plan, count, label, guidance, seed)
-    moves = np.diff(states.reshape(len(states), count, -1).astype(np.float64), axis=0)
-    spans = np.diff(times)
-    along = (np.square(moves).sum(2) / spans[:, None]).sum(0) * spans.sum()
-    return float((along / np.square(moves.sum(0)).sum(1) - 1).mean())
+    states = _trajectory(flow, flow.runner.denoiser, plan, count, label, guidance, seed)
+    began, start = next(states)
+    time, state, along = began, start, np.zeros(count)
+    for ended, reached in states:
+        along += _squares(reached - state) / (ended - time)
+        time, state = ended, reached
+    return float((along * (time - began) / _squares(state - start) - 1).mean())
+
+
+def _squares(moved: np.ndarray) -> np.ndarray:
+    """|moved|^2 of each picture."""
+    return np.asarray(np.square(moved.reshape(len(moved), -1), dtype=np.float64).sum(1))
 
 
 def _trajectory(
     flow: Flow, denoiser: native.Denoiser, plan: Plan, count: int, label: np.ndarray | None, guidance: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The states at the ends of the plan's steps, (steps + 1, count, *shape), and their times.
+) -> Iterator[tuple[float, np.ndarray]]:
+    """The time and the states (count, *shape) at the start, and at the end of each step of the plan.
 
     The loop shows no states, so each row's prediction is asked for by itself, and the step is the reference's.
     """
     shape = flow.spec.network.shape
     x = native.normal(seed, 0, count, int(np.prod(shape)), 0).reshape(count, *shape)
     asked: dict[str, Any] = {"label": label, "guidance": guidance, "null_label": flow.spec.network.classes}
-    states, times, previous = [x], [], None
-    for _, rows in groupby(plan, key=lambda row: (row.ka, row.ks)):  # both rows of a step of heun's end at one time
-        step = list(rows)
-        times.append(step[0].s)
-        for row in step:
+    previous = None
+    for _, step in groupby(plan, key=lambda row: (row.ka, row.ks)):  # both rows of a step of heun's end at one time
+        for place, row in enumerate(step):
+            if place == 0:
+                yield row.s, x
             alone = Row(row.s, row.t, a=0.0, b=1.0, h=0.0, n=0.0, ka=row.ka, ks=row.ks)
             p = native.sample(denoiser, [alone], batch=count, noise0=x, **asked).states
             x, previous = fused_step(row, x=x, cond=p, previous=previous)
-        states.append(x)
-    return np.stack(states), np.array([*times, 1.0])
+    yield 1.0, x
