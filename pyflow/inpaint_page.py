@@ -38,8 +38,14 @@ class Errors:
     ssim: np.ndarray
     lpips: np.ndarray | None = None
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Errors]") -> "Errors":
+        """Those of all parts, in their order."""
+        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
+        return cls(**{name: None if part[0] is None else np.concatenate(part) for name, part in columns.items()})
+
     def over(self, chosen: np.ndarray) -> dict[str, float]:
-        """The figures of a set: NMSE and PSNR are those of its mean error."""
+        """The figures of a set: NMSE and PSNR are those of its mean error, NMSE 1 where black came back otherwise."""
         error, power = float(self.error[chosen].mean()), float(self.power[chosen].mean())
         told = {
             "nmse": error / power if power else float(error > 0),

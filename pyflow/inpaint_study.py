@@ -95,7 +95,7 @@ def run(setting: Setting, folder: Path, report_folder: Path) -> Found:
         errors={plan: errors for plan, (errors, _) in measured.items()},
         real=pictures.images[shown],
         masked={kind: hidden(pictures.images[shown], of_kind[shown]) for kind, of_kind in drawn.items()},
-        made={plan: images[shown] for plan, (_, images) in measured.items()},
+        made={plan: images for plan, (_, images) in measured.items()},
         shares={kind: float(of_kind.mean()) for kind, of_kind in drawn.items()},
         protocol=_protocol(setting, flows, len(pictures.labels)),
         facts={
@@ -150,13 +150,14 @@ def _measured(
     plans = [Plan(name, kind, steps) for kind in setting.masks for name in flows for steps in setting.calls]
     with tqdm(total=sum(plan.steps for plan in plans) * len(pictures.labels), desc="filled", unit="call") as bar:
         for plan in plans:
-            made = []
+            errors, shown = [], []
             for first in range(0, len(pictures.labels), BATCH):
                 part = slice(first, first + BATCH)
-                made.append(_filled(setting, flows[plan.method], plan.steps, pictures, drawn[plan.mask], part))
-                bar.update(plan.steps * len(made[-1]))
-            images = np.concatenate(made)
-            found[plan] = _errors(pictures.images, images, drawn[plan.mask]), images
+                made = _filled(setting, flows[plan.method], plan.steps, pictures, drawn[plan.mask], part)
+                errors.append(_errors(pictures.images[part], made, drawn[plan.mask][part]))
+                shown.append(made[: max(0, SHOWN - first)])
+                bar.update(plan.steps * len(made))
+            found[plan] = {area: Errors.joined([of[area] for of in errors]) for area in AREAS}, np.concatenate(shown)
     return found
 
 
@@ -176,12 +177,11 @@ def _filled(setting: Setting, flow: Flow, steps: int, pictures: Pictures, drawn:
 
 
 def _errors(real: np.ndarray, made: np.ndarray, drawn: np.ndarray) -> dict[str, Errors]:
-    power, parts = mse(np.zeros_like(real), real), range(0, len(real), BATCH)
-    lpips = None
+    power, lpips = mse(np.zeros_like(real), real), None
     if os.environ.get(perceptual.WEIGHTS):
         x, y = (torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1 for images in (real, made))
         with torch.inference_mode():
-            lpips = np.concatenate([perceptual.lpips_distance(x[i : i + BATCH], y[i : i + BATCH]) for i in parts])
+            lpips = perceptual.lpips_distance(x, y).numpy()
     return {
         WHOLE: Errors(mse(real, made), power, ssim(real, made), lpips),
         HOLE: Errors(mse(real, made, drawn), power, ssim(real, made, drawn)),
