@@ -46,7 +46,7 @@ Callback = Callable[["Flow", int, float, dict[str, Any]], object]
 class Flow:
     """A loaded generator. Safe to call from several threads; picture i of a seed is the same in every call."""
 
-    inpaint_solver: str | None = core.renoise.__name__
+    inpaint_solver: str | None = core.renoise.__name__  # where `inpaint` is told none; None is the spec's own
 
     def __init__(self, runner: Runner, spec: Spec, backend: str, identity: str) -> None:
         self.runner = runner

@@ -321,6 +321,8 @@ def test_what_is_no_teacher_is_refused(ddpm_folder, tmp_path):
     flow = load_teacher(ddpm_folder, clip_sample=False)
     with pytest.raises(InvalidInput, match="solver is 'heun'; expected ddim or ddpm"):
         flow.sample(steps=2, solver="heun")
+    with pytest.raises(InvalidInput, match="resamples is 2; expected 1: the rows are the scheduler's own"):
+        flow.plan(4, resamples=2)
     with pytest.raises(InvalidInput, match="grid is 'cosine'; expected none"):
         flow.sample(steps=2, grid="cosine")
     with pytest.raises(InvalidInput, match="out_channels is 6; expected in_channels=3"):
