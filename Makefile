@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(wildcard csrc/*.?pp csrc/*.inl csrc/*/*.?pp csrc/*/*.inl)
 NATIVE := CMakeLists.txt setup.py $(filter-out csrc/tests/%,$(CORE))
 
-.PHONY: demo test native-tests bench bench-backends bench-cpu bench-precision bench-methods bench-eval gpu-parity \
+.PHONY: demo test native-tests bench bench-backends bench-cpu bench-precision bench-methods bench-eval bench-quality gpu-parity \
   gpu-latency gpu-engines gpu-train lint typecheck wheel examples format clean
 .DELETE_ON_ERROR:
 
@@ -38,6 +38,19 @@ bench-methods: $(VENV)/native
 # Where the time of an evaluation goes, and its memory; some minutes.
 bench-eval: $(VENV)/native
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/evaluation.py
+
+# The demo's teacher and student, judged and timed, as the page report/quality; some minutes, on a machine that is idle.
+QUALITY := benchmarks/results/quality-digits
+JUDGED := --data digits --features classifier:runs/demo/classifier --num-samples 500 --threads 1
+bench-quality: $(VENV)/native
+	mkdir -p $(QUALITY)
+	$(BIN)/pyflow eval runs/demo/teacher.engine $(JUDGED) --guidance 2 --steps 1,2,4,8,50,200 --out $(QUALITY)/teacher.json
+	$(BIN)/pyflow eval runs/demo/student.engine $(JUDGED) --steps 1,2,4,8 --out $(QUALITY)/student.json \
+	  --against runs/demo/teacher.engine --against-steps 200 --against-guidance 2
+	$(BIN)/pyflow bench runs/demo/teacher.engine --threads 1 --guidance 2 --json $(QUALITY)/teacher-times.json
+	$(BIN)/pyflow bench runs/demo/student.engine --threads 1 --json $(QUALITY)/student-times.json
+	$(BIN)/pyflow report $(QUALITY)/*.json --out report/quality
+	cp report/quality/quality-latency.png report/quality/same-seeds.png $(QUALITY)/
 
 # The native engine beside the fastest runtimes; half an hour, and a quarter more when their files are made first.
 bench-cpu: $(VENV)/native
