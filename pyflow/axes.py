@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .drawing import SERIES, Mark, Shape, Words, text_width
+from .drawing import SERIES, Mark, Shape, Words, shortened, text_width
 from .errors import InvalidInput
 
 SMALL, PLAIN, HEAD = 12.0, 13.0, 15.0  # sizes of text
+LONGEST = 130.0  # of a name along an axis
 
 
 # (corners, where the first is in turns, radius): circle, square, diamond, triangles up and down, hexagon
@@ -87,7 +88,7 @@ def legend(
     """Names in lines from `left` to `right`, each behind its key, which is drawn around (0, 0); and where they end."""
     marks: list[Mark] = []
     x, y, line = left, top, 20.0
-    for name, key in entries:
+    for name, key in [(shortened(name, PLAIN, right - left - 31), key) for name, key in entries]:
         wide = 31 + text_width(name, PLAIN) + 18
         if x > left and x + wide > right + 18:
             x, y = left, y + line
@@ -97,9 +98,10 @@ def legend(
     return marks, y + line if entries else y - line / 2
 
 
-def head(title: str, unit: str) -> list[Mark]:
+def head(title: str, unit: str, width: float) -> list[Mark]:
     """The title, and under it what the numbers are."""
-    return [Words(0, 11, title, "ink", HEAD, bold=True), *([Words(0, 31, unit, "soft", PLAIN)] if unit else [])]
+    told: list[Mark] = [Words(0, 11, shortened(title, 1.07 * HEAD, width), "ink", HEAD, bold=True)]
+    return told + ([Words(0, 31, shortened(unit, PLAIN, width), "soft", PLAIN)] if unit else [])
 
 
 def key(index: int) -> list[Mark]:
@@ -114,6 +116,7 @@ def colour_of(index: int) -> str:
 
 def names_along(names: Sequence[str], left: float, step: float, y: float, *, above: bool) -> tuple[list[Mark], float]:
     """A name at the middle of each cell, aslant where one is too long; and how high they are together."""
+    names = [shortened(name, SMALL, LONGEST) for name in names]
     longest = max(text_width(name, SMALL) for name in names)
     slant = longest > step - 4
     rise = -1 if above else 1

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .axes import (
+    LONGEST,
     PLAIN,
     SMALL,
     Scale,
@@ -20,7 +21,7 @@ from .axes import (
     spanning,
     symbol,
 )
-from .drawing import Drawing, Mark, Shape, Words, box, png, svg, text_width
+from .drawing import Drawing, Mark, Shape, Words, box, png, shortened, svg, text_width
 from .errors import InvalidInput
 
 WIDE, NARROW = 880.0, 350.0  # pixels: a desktop's column and a phone's
@@ -66,7 +67,7 @@ def bars(
         names, top = legend(keys, 0, 52, width)
         tall = 240.0 if width > NARROW else 190.0
         up = spanning([0.0, *every], top + tall, top + 8, zero=True)
-        marks: list[Mark] = [*head(title, unit), *names]
+        marks: list[Mark] = [*head(title, unit, width), *names]
         left = rules(marks, up, width)
         group = (width - left) / len(groups)
         thick = min(34.0, 0.78 * group / len(series))
@@ -107,15 +108,16 @@ def heat_map(
     low, high = min(every), max(every)
 
     def draw(width: float) -> Drawing:
-        left = 12 + max(text_width(name, PLAIN) for name in rows)
+        before = [shortened(name, PLAIN, LONGEST) for name in rows]
+        left = 12 + max(text_width(name, PLAIN) for name in before)
         cell = min(96.0, (width - left - 14) / len(columns))
         names, rise = names_along(columns, left, cell, 0, above=True)
         top = (42.0 if unit else 22.0) + rise
         tall = 34.0
-        marks: list[Mark] = [*head(title, unit), *(moved(name, 0, top) for name in names)]
+        marks: list[Mark] = [*head(title, unit, width), *(moved(name, 0, top) for name in names)]
         for line, name in enumerate(rows):
             middle = top + (line + 0.5) * tall
-            marks.append(Words(left - 10, middle, name, "ink", PLAIN, "end"))
+            marks.append(Words(left - 10, middle, before[line], "ink", PLAIN, "end"))
             for place, value in enumerate(values[line]):
                 depth = 0.06 + 0.94 * ((value - low) / (high - low) if high > low else 0.5)
                 x = left + place * cell
@@ -146,7 +148,8 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str
 
     def draw(width: float) -> Drawing:
         wide = min(width, 560.0)
-        side = max(text_width(name, PLAIN) for name in axes) + 12
+        spoken = [shortened(name, PLAIN, wide / 4) for name in axes]
+        side = max(text_width(name, PLAIN) for name in spoken) + 12
         radius = max(60.0, min(180.0, wide / 2 - side))
         names, below = legend([(name, key(at)) for at, name in enumerate(series)], 0, 50, wide)
         middle = wide / 2, below + 14 + radius
@@ -155,7 +158,7 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str
             angle, far = 2 * math.pi * spoke / len(axes), radius * value / outer
             return middle[0] + far * math.sin(angle), middle[1] - far * math.cos(angle)
 
-        marks: list[Mark] = [*head(title, unit), *names]
+        marks: list[Mark] = [*head(title, unit, width), *names]
         spokes = range(len(axes))
         marks += [Shape([at(spoke, ring) for spoke in spokes], "rule", closed=True) for ring in rings]
         marks += [Shape((middle, at(spoke, outer)), "rule") for spoke in spokes]
@@ -168,7 +171,7 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str
         for ring in rings:
             (x, y), (to_x, to_y) = at(0, ring), at(1, ring)
             marks.append(Words((x + to_x) / 2, (y + to_y) / 2, number(ring), "soft", SMALL - 1, "middle", halo=True))
-        for spoke, name in enumerate(axes):
+        for spoke, name in enumerate(spoken):
             across = math.sin(2 * math.pi * spoke / len(axes))
             x, y = at(spoke, outer * (1 + 15 / radius))
             anchor = "middle" if abs(across) < 0.1 else "start" if across > 0 else "end"

@@ -91,6 +91,14 @@ def text_width(text: str, size: float) -> float:
     )
 
 
+def shortened(text: str, size: float, room: float) -> str:
+    """As much of a text as there is room for."""
+    if text_width(text, size) <= room:
+        return text
+    kept = next((end for end in range(len(text), 0, -1) if text_width(text[:end] + "…", size) <= room), 0)
+    return text[:kept].rstrip() + "…"
+
+
 def svg(drawing: Drawing, name: str, style: str = "") -> str:
     """Colours are the page's variables; `name` is what a screen reader says."""
     width, height = _number(drawing.width), _number(drawing.height)

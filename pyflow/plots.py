@@ -77,7 +77,7 @@ def line_plot(
         names, top = legend(entries, 0, 54, width)
         tall = 360.0 if width > NARROW else 270.0
         up = spanning(heights, top + tall, top, log=y.log)
-        marks: list[Mark] = [*head(title, y.label), *names]
+        marks: list[Mark] = [*head(title, y.label, width), *names]
         left = rules(marks, up, width)
         along = spanning([*x.ticks, *(point.x for point in points)], left + 8, width - 8, log=x.log)
         marks += _feet(x, along, up.start, left, width)

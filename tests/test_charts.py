@@ -57,6 +57,18 @@ def words(drawing: Drawing) -> list[Words]:
     return [mark for mark in drawing.marks if isinstance(mark, Words)]
 
 
+@pytest.fixture
+def long_names(monkeypatch, rng):
+    """Names of methods and classes as nobody should give them."""
+    monkeypatch.setitem(globals(), "names", lambda rng, count: ["W" * int(rng.integers(60, 99)) for _ in range(count)])
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_long_names_are_cut(long_names, rng, width):
+    for make in CHARTS.values():
+        test_nothing_lies_outside_the_drawing(make(rng), width)
+
+
 @pytest.mark.parametrize("width", [NARROW, WIDE])
 def test_nothing_lies_outside_the_drawing(chart, width):
     drawing = chart.draw(width)
