@@ -41,8 +41,10 @@ class Errors:
     @classmethod
     def joined(cls, parts: "Sequence[Errors]") -> "Errors":
         """Those of all parts, in their order."""
-        columns = {name: [vars(part)[name] for part in parts] for name in vars(parts[0])}
-        return cls(**{name: None if part[0] is None else np.concatenate(part) for name, part in columns.items()})
+        every = zip(*((part.error, part.power, part.ssim) for part in parts))
+        error, power, ssim = (np.concatenate(column) for column in every)
+        lpips = [part.lpips for part in parts if part.lpips is not None]
+        return cls(error, power, ssim, np.concatenate(lpips) if lpips else None)
 
     def over(self, chosen: np.ndarray) -> dict[str, float]:
         """The figures of a set: NMSE and PSNR are those of its mean error, NMSE 1 where black came back otherwise."""
