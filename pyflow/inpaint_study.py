@@ -197,7 +197,8 @@ def _protocol(setting: Setting, flows: Mapping[str, Flow], count: int) -> str:
         f"{'Told the mask: ' + ', '.join(sees) if sees else 'No network is told the mask'}. "
         f"Figures of the {AREAS[0]} hold the kept pixels, those of the {AREAS[1]} do not. PSNR is that of the mean "
         "squared error over the set, never above the mean of the pictures' PSNRs; NMSE is that error over the mean "
-        "square of the real pictures, black being 0, in the hole too. SSIM has a Gaussian window of 11x11, sigma 1.5."
+        "square of the real pictures, black being 0, in the hole too. SSIM has a Gaussian window of 11x11, sigma 1.5; "
+        "of the whole picture, over the windows inside it."
     )
 
 
