@@ -93,6 +93,8 @@ def _command(arguments: argparse.Namespace) -> str:
     words = [arguments.source.name] + ["--search-grid"] * arguments.search_grid
     kind, _, place = said["features"].partition(":")
     said["features"] = f"{kind}:{Path(place).name}" if place else kind
+    if said["against"] is None:
+        said |= {"against_steps": None, "against_guidance": None}
     for name, value in said.items():
         if value is not None:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -316,6 +316,30 @@ def test_refusals(words, sentence, judge, tiny_checkpoint, tmp_path, refusal, sa
     assert not sampled or "guidance" in words
 
 
+COLOURS = np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        (None, "holds no pictures for train"),
+        (np.zeros((9, 9, 3), np.uint8), "has shape (3, 9, 9); expected (3, 8, 8)"),
+        (np.zeros((8, 8), np.uint8), "has the mode 'L'; expected 'RGB'"),
+        (np.zeros((8, 8), np.uint16), "has the mode 'I;16'; expected 'RGB'"),
+    ],
+    ids=["empty", "of two sizes", "grey among colours", "16 bits"],
+)
+def test_a_folder_of_bad_pictures_is_refused(second, sentence, judge, tiny_checkpoint, tmp_path, refusal, sampled):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "folder" / "train").mkdir(parents=True)
+    for name, pixels in (("a", COLOURS), ("b", second)):
+        if second is not None:
+            image.fromarray(pixels).save(tmp_path / "folder" / "train" / f"{name}.png")
+    words = told(tiny_checkpoint, judge, tmp_path / "a.json", data=tmp_path / "folder")
+    assert sentence in refusal(*words)
+    assert not sampled
+
+
 def test_a_classifier_of_other_data_is_refused(judge, tiny_checkpoint, tmp_path, refusal, monkeypatch):
     monkeypatch.setitem(data.DATASETS, "others", lambda part="train": data.DATASETS["tiny"](part))
     record = json.loads((judge / "classifier.json").read_text())
@@ -328,3 +352,5 @@ def test_a_search_of_one_step_or_of_several_is_refused(judge, tiny_checkpoint, t
     words = told(tiny_checkpoint, judge, tmp_path / "a.json")
     assert "a grid of one step has no time to choose" in refusal(*words, "--steps", "1", "--search-grid")
     assert "expected one count for --search-grid" in refusal(*words, "--steps", "2,4", "--search-grid")
+    for other in (("--grid", "cosine"), ("--against", tiny_checkpoint)):
+        assert "neither grid nor against" in refusal(*words, "--steps", "2", "--search-grid", *other)
