@@ -82,7 +82,7 @@ def search_grid(
     if steps < 2:
         raise InvalidInput(f"steps is {steps}; expected 2 or more: a grid of one step has no time to choose")
     if setting.grid != "uniform" or setting.against:
-        raise InvalidInput("a search takes neither grid nor against; expected a search alone: it tries grids of its own")
+        raise InvalidInput("a search takes neither grid nor against; expected none: it tries grids of its own")
     keep = _keeper(source)
     subject = Subject.of(source, setting, (steps,), threads=threads, device=device)
 
