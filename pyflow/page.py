@@ -33,8 +33,8 @@ th {{ font-weight: 600; color: var(--soft); vertical-align: bottom; border-top: 
 th:first-child, td:first-child {{ text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--paper) }} th:last-child, td:last-child {{ padding-right: 0 }} td small {{ color: var(--soft); font-size: .8em }}
 .key {{ display: inline-block; width: .65em; height: .65em; border-radius: 2px; background: var(--key); margin-right: .55em }}
 .rows {{ display: grid; grid-template-columns: max-content minmax(0, max-content); gap: 0 .9rem; margin: 1.25rem 0 }}
-.rows ol {{ list-style: none; margin: 0; padding: 0; display: grid; grid-auto-rows: 1fr; font-size: .85rem; line-height: 1.2 }}
-.rows li {{ display: flex; align-items: center; color: var(--soft); white-space: nowrap; overflow: hidden; text-overflow: ellipsis }} .rows .columns {{ grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); width: 0; min-width: 100%; padding-bottom: .3rem; font-size: .75rem }}
+.rows ol {{ list-style: none; margin: 0; padding: 0; max-width: 16rem; display: grid; grid-auto-rows: 1fr; font-size: .85rem; line-height: 1.2 }}
+.rows li {{ display: flex; align-items: center; color: var(--soft); white-space: nowrap; overflow: hidden; text-overflow: ellipsis }} .rows .columns {{ max-width: none; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); width: 0; min-width: 100%; padding-bottom: .3rem; font-size: .75rem }}
 .columns li {{ justify-content: center }}
 .grids {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); gap: 1.5rem }} .grids figure {{ margin: 0 }}
 dl {{ display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1.25rem; color: var(--soft); font-size: .875rem }} dd {{ margin: 0; overflow-wrap: anywhere }}

@@ -19,7 +19,7 @@ VARIETY: Mapping[str, tuple[str, Figures]] = {
     "Recall": ("share of real pictures that can be made", lambda row: row.recall),
 }
 CLOSE: Mapping[str, tuple[str, Figures]] = {
-    "Straightness": ("distance of the trajectories from a line, lower is straighter", lambda row: row.straightness),
+    "Straightness": ("distance from a line, lower is straighter", lambda row: row.straightness),
     "Labels read back": ("share of pictures read as the class that was asked for", lambda row: row.label_accuracy),
     "SSIM": ("beside the teacher, higher is closer", lambda row: row.against.ssim if row.against else None),
     "LPIPS": ("beside the teacher, lower is closer", lambda row: row.against.lpips if row.against else None),
@@ -84,7 +84,12 @@ def _apart(found: Sequence[Group]) -> str:
     first = found[0].about
     differ = {
         what: list(dict.fromkeys(str(getattr(group.about, field)) for group in found))
-        for what, field in (("data", "data"), ("extractors", "features"), ("numbers of pictures", "num_samples"))
+        for what, field in (
+            ("data", "data"),
+            ("extractors", "features"),
+            ("numbers of pictures", "num_samples"),
+            ("classes", "classes"),
+        )
     }
     named = [f"{what} ({'; '.join(values)})" for what, values in differ.items() if len(values) > 1]
     if any(group.about.reference != first.reference for group in found):
@@ -106,7 +111,7 @@ def _facts(one: Eval | Bench) -> str:
             "extractor": one.features,
             "data": one.data,
             "pictures": f"{one.num_samples:,} for each of the seeds {', '.join(map(str, one.seeds))}",
-            "reference": ", ".join(f"{name} {value}" for name, value in one.reference.items()),
+            "real pictures": f"{one.reference.count:,}, {one.reference.sha256[:12]}",
             "solver": one.solver or "the network's own",
         }
     return page.folded(f"{one.name} ({one.path.name})", page.definitions({**facts, **one.facts}))

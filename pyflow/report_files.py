@@ -102,6 +102,14 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """The real pictures."""
+
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Step(_Numbers):
     """Of a training curve."""
 
@@ -124,7 +132,7 @@ class Eval(_Numbers):
     guidance: float
     solver: str | None
     floor: dict[str, float]
-    reference: dict[str, Any]
+    reference: Reference
     rows: tuple[Row, ...]
     training: tuple[Step, ...]
     classes: tuple[str, ...]
@@ -146,7 +154,7 @@ class Eval(_Numbers):
     @property
     def setting(self) -> tuple[object, ...]:
         """Figures are comparable where this is equal."""
-        return self.data, self.features, json.dumps(self.reference, sort_keys=True), self.num_samples
+        return self.data, self.features, self.reference, self.num_samples, self.classes
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,15 @@ def read(paths: Sequence[Path]) -> tuple[list[Eval], list[Bench]]:
     if not paths:
         raise InvalidInput(f"no file came; {WAY_OUT}")
     found = [_read(path) for path in paths]
-    return [one for one in found if isinstance(one, Eval)], [one for one in found if isinstance(one, Bench)]
+    benches = [one for one in found if isinstance(one, Bench)]
+    for at, bench in enumerate(benches):
+        for other in benches[:at]:
+            if bench.name == other.name:
+                raise InvalidInput(
+                    f"{other.path} and {bench.path} are both named {bench.name!r}; expected one latency table a name: "
+                    "leave one away, or give it another --name"
+                )
+    return [one for one in found if isinstance(one, Eval)], benches
 
 
 def _read(path: Path) -> Eval | Bench:

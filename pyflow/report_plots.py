@@ -41,7 +41,8 @@ class Press:
         return page.rows(self._path(name), names, columns)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{self.prefix}{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.png"
+        plain = re.sub(r"[^A-Za-z0-9.]+", "-", name)[:60]
+        return self.folder / f"{self.prefix}{plain}.png"
 
 
 def quality(group: Group, press: Press) -> str:
@@ -69,11 +70,9 @@ def quality(group: Group, press: Press) -> str:
 
 
 def _point(x: float, found: Interval | float, label: str = "") -> Point:
-    return Point(x, found, label=label) if isinstance(found, float | int) else Point(x, *_three(found), label=label)
-
-
-def _three(found: Interval) -> tuple[float, float | None, float | None]:
-    return found.value, found.low, found.high
+    if isinstance(found, Interval):
+        return Point(x, found.value, found.low, found.high, label)
+    return Point(x, found, label=label)
 
 
 def by_steps(group: Group, press: Press, told: Mapping[str, tuple[str, Figures]]) -> str:
@@ -130,7 +129,7 @@ def training(group: Group, press: Press) -> str:
             log = min(point.y for point in points) > 0
             axis = Axis(f"loss of {method.files[0].method}{' (log)' * log}", log=log)
             chart = line_plot(method.name, Axis("step"), axis, [Line("", points, method.index)], symbols=False)
-            shown.append(press.chart(f"training-{method.name}", chart))
+            shown.append(press.chart(f"training-{method.index + 1}-{method.name}", chart))
     return page.pair(shown) + page.text("Losses of different objectives are no measure of each other.") if shown else ""
 
 
@@ -143,7 +142,7 @@ def latency(benches: Sequence[Bench], press: Press) -> str:
         lines = [
             Line(
                 f"{bench.name}, batch {batch}",
-                [Point(row.steps, row.ms_per_image, label="") for row in _of_batch(bench, batch)],
+                [Point(row.steps, row.ms_per_image) for row in _of_batch(bench, batch)],
                 index,
             )
             for index, (bench, batch) in enumerate(cases)

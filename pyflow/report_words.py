@@ -100,7 +100,7 @@ def protocol(group: Group) -> str:
     bars_are = "" if seeds == [1] else ", bars their intervals"
     return (
         f"Distances in the features of {about.features}: {about.num_samples:,} pictures a seed, {told}, against "
-        f"{about.reference.get('count', 'the'):,} real ones of {about.data}{bars_are}."
+        f"{about.reference.count:,} real ones of {about.data}{bars_are}."
     )
 
 

@@ -139,15 +139,16 @@ def test_pictures_of_the_same_seeds_stand_in_their_rows(files, tmp_path):
         {"data": "cifar10"},
         {"num_samples": 5000},
         {"reference": {"count": 1497, "sha256": "cd" * 32}},
+        {"classes": ["a", "b", "c", "d"]},
     ],
-    ids=["features", "data", "num_samples", "reference"],
+    ids=["features", "data", "num_samples", "reference", "classes"],
 )
 def test_figures_of_other_settings_are_never_on_one_axis(change, tmp_path, rng):
     paths = [write_eval(tmp_path, rng, "ours", (1, 4)), write_eval(tmp_path, rng, "theirs", (1, 4), **change)]
     page = made(paths, tmp_path / "page")
     (note,) = [text for text in page.words["p"] if "can't be compared" in text]
     (value,) = change.values()
-    assert "real pictures" in note if "reference" in change else str(value) in note
+    assert "real pictures" in note if "reference" in change else str(tuple(value) if "classes" in change else value) in note
     assert len([head for head in page.words["h2"] if head[0] in "12"]) == 2
     plots = [text for text in page.words["svg"] if "against latency" in text]
     assert len(plots) == 4, "one a setting, for a desktop and a phone"
@@ -267,6 +268,7 @@ BROKEN = {
     "format": (r'"format": 1', '"format": 2', "format is 2; this pyflow reads format 1"),
     "not JSON": (r"^{", "", "is not valid JSON"),
     "a list": (r"^.*$", "[1]", "kind is null"),
+    "no reference": (r'"count": 1497, ', "", "reference lacks count"),
     "no rows": (r'"rows": \[.*?\], "training"', '"rows": [], "training"', r"rows is \[\]; expected a list of one row"),
     "a row": (r'"rows": \[', '"rows": [7, ', r"rows\[0\] is 7; expected the fields of a Row"),
     "no steps": (r'"steps": 1,', '"steps": 0,', r"rows\[0\]: steps is 0; expected a number above 0"),
@@ -291,6 +293,12 @@ def test_a_broken_table_of_latency_is_refused_too(files, tmp_path, refusal):
     damaged(files[2], r'"p99_ms": [\d.]+', '"p99_ms": NaN')
     told = refusal("report", files[2], "--out", tmp_path / "page")
     assert re.search(r"bench & more\.json: rows\[0\]: p99_ms is nan", told)
+
+
+def test_two_tables_of_latency_of_one_name_are_refused(tmp_path, rng, refusal):
+    paths = [write_bench(tmp_path, rng, "one"), write_bench(tmp_path, rng, "two", name="one")]
+    told = refusal("report", *paths, "--out", tmp_path / "page")
+    assert re.search(r"one\.json and .*two\.json are both named 'one'", told)
 
 
 def test_sheets_of_other_sizes_are_refused(files, tmp_path, refusal):
