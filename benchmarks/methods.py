@@ -24,6 +24,7 @@ from pyflow import checkpoint, commands, load
 from pyflow.artefact import read_json, write_file
 from pyflow.demo import GUIDANCE
 from pyflow.errors import PyflowError
+from pyflow.export.build import Order
 from pyflow.pictures import grid_of
 from pyflow.quality import PICTURES, Judge
 from pyflow.timing import machine
@@ -54,8 +55,10 @@ class Setting:
         return folder
 
     def make_pairs(self) -> None:
+        engine = self.runs / "teacher.engine"
+        commands.export_engine(self.teacher, engine, "native", Order())
         plan: dict[str, Any] = {"steps": 16, "solver": "ab2", "guidance": GUIDANCE, "seed": 2**31}
-        commands.make_pairs(self.teacher, self.runs / "pairs", count=self.pairs, **plan)
+        commands.make_pairs(engine, self.runs / "pairs", count=self.pairs, **plan)
 
 
 def row(folder: Path, judge: Judge, steps: Sequence[int]) -> tuple[dict[str, Any], list[dict[str, float]], np.ndarray]:
