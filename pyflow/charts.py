@@ -106,6 +106,8 @@ def heat_map(
     every = [value for line in values for value in line]
     refuse_bad(every, title)
     low, high = min(every), max(every)
+    largest = max(map(abs, every)) or 1.0
+    places = min(6, max(0, 2 - math.floor(math.log10(largest))))
 
     def draw(width: float) -> Drawing:
         before = [shortened(name, PLAIN, LONGEST) for name in rows]
@@ -124,7 +126,7 @@ def heat_map(
                 told = f"{name}, {columns[place]}: {value:.4g} {unit}"
                 inside = (x + 1, middle - tall / 2 + 1, x + cell - 1, middle + tall / 2 - 1)
                 marks.append(box(*inside, fill="deep", opacity=depth, told=told))
-                shown = f"{value:.3g}"
+                shown = f"{value:.{places}f}"
                 if text_width(shown, SMALL) < cell - 4:
                     colour = "paper" if depth > 0.66 else "ink"
                     marks.append(Words(x + cell / 2, middle, shown, colour, SMALL, "middle"))

@@ -148,7 +148,8 @@ def test_figures_of_other_settings_are_never_on_one_axis(change, tmp_path, rng):
     page = made(paths, tmp_path / "page")
     (note,) = [text for text in page.words["p"] if "can't be compared" in text]
     (value,) = change.values()
-    assert "real pictures" in note if "reference" in change else str(tuple(value) if "classes" in change else value) in note
+    told = "real pictures" if "reference" in change else str(tuple(value) if "classes" in change else value)
+    assert told in note
     assert len([head for head in page.words["h2"] if head[0] in "12"]) == 2
     plots = [text for text in page.words["svg"] if "against latency" in text]
     assert len(plots) == 4, "one a setting, for a desktop and a phone"
