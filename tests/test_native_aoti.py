@@ -200,7 +200,10 @@ def test_a_library_that_does_not_fit_is_refused(network, changes, message):
     ("changes", "message"),
     [
         ({"NOTHING": 1}, "made no prediction"),
-        ({"RANK": 2}, r"made \(3, 2\) of torch's dtype 6; expected float32 \(6\) with the shape of the state: \(3, 2, 3\)"),
+        (
+            {"RANK": 2},
+            r"made \(3, 2\) of torch's dtype 6; expected float32 \(6\) with the shape of the state: \(3, 2, 3\)",
+        ),
         ({"RANK": 4}, r"made \(3, 2, 3, 1\)"),
         ({"RANK": 3, "DTYPE": "aoti_torch_dtype_float64"}, r"made \(3, 2, 3\) of torch's dtype 7"),
     ],
