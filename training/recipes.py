@@ -19,7 +19,6 @@ UNET_9M = UNet(channels=64, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,),
 UNET_36M = UNet(channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), heads=4)
 UNET_DIGITS = UNet(shape=(1, 16, 16), channels=24, multipliers=(1, 2, 2), blocks=1, attention=(4,))
 MLP_2D = MLP(shape=(2,), width=256, depth=4)
-SLOWER_WAVE = 20.0  # radians
 
 SIZES = {"1m": UNET_1M, "9m": UNET_9M, "36m": UNET_36M}
 WIDTHS = ("channels", "multipliers", "blocks")
@@ -74,13 +73,12 @@ def inpaint(data: str = "digits", size: str = "1m") -> Recipe:
 
 
 def _two_times(name: str, data: str, size: str, options: Options) -> Recipe:
-    setting = cfm(data, size)
-    return replace(setting, name=name, objective=name, network=replace(setting.network, times=2), options=options)
-
-
-def _gentle(setting: Recipe) -> Recipe:
-    """For targets with the network's own gradient in x: at 0.012 MeanFlow diverged by step 600 and esd by step 3700."""
-    network = replace(MLP_2D, times=2, fastest_wave=SLOWER_WAVE)
+    setting = replace(cfm(data, size), name=name, objective=name, options=options)
+    if data != "checkerboard":
+        return replace(setting, network=replace(setting.network, times=2))
+    # KL of lsd at 1, 4 and 16 steps after 20,000: .129/.088/.048 at a rate of 0.012 with waves of 100 radians. There
+    # MeanFlow diverged by step 600, esd by 3,700, and lsd's gradients were six times as large as at 0.003.
+    network = replace(MLP_2D, times=2, fastest_wave=20.0)
     return replace(setting, network=network, learning_rate=0.003, precision="fp32", compile=False)
 
 
@@ -93,7 +91,7 @@ def _mean_flow(name: str, data: str, size: str) -> Recipe:
     """Guidance 2 is in the target where there are labels to guide by. A target in the plane is mostly chance, and
     the adaptive weight would favour those that fit."""
     if data == "checkerboard":
-        return _gentle(_two_times(name, data, size, Options(adaptive=0.0, pooled=True)))
+        return _two_times(name, data, size, Options(adaptive=0.0, pooled=True))
     return _two_times(name, data, size, Options(times="logit-normal", diagonal=0.25, guidance=2.0))
 
 
@@ -106,11 +104,7 @@ def improved_meanflow(data: str = "digits", size: str = "1m") -> Recipe:
 
 
 def lsd(data: str = "digits", size: str = "1m") -> Recipe:
-    setting = _flow_map("lsd", data, size)
-    if data != "checkerboard":
-        return setting
-    # With half of the batch off the diagonal it diverged at step 14,090.
-    return replace(setting, precision="fp32", compile=False)
+    return _flow_map("lsd", data, size)
 
 
 def psd_midpoint(data: str = "digits", size: str = "1m") -> Recipe:
@@ -123,7 +117,9 @@ def psd_uniform(data: str = "digits", size: str = "1m") -> Recipe:
 
 def esd(data: str = "digits", size: str = "1m") -> Recipe:
     setting = _flow_map("esd", data, size)
-    return _gentle(setting) if data == "checkerboard" else setting
+    if data != "checkerboard":
+        return setting
+    return replace(setting, optimizer="adamw", learning_rate=1e-3)  # with Muon at 0.003 it diverged at step 6,000
 
 
 def consistency(data: str = "digits", size: str = "1m") -> Recipe:
