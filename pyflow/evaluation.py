@@ -20,7 +20,7 @@ from .artefact import json_bytes, read_json, write_file
 from .errors import BackendUnavailable, InvalidInput
 from .eval_rows import Grid, Plan, asked_labels, labels_in_turn, row_of
 from .extractors import Extractor, open_extractor
-from .pictures import grid_of
+from .pictures import GAP, grid_of
 from .references import Reference, figures, reference
 from .sampler import SEARCHED, Flow, count
 from .sources import open_source
@@ -31,7 +31,8 @@ from .trajectories import straightness
 
 FORMAT, KIND = 1, "eval"
 COMPARED, FOLLOWED = 100, 64  # pictures beside those of another flow, and trajectories
-SHEET_CLASSES, SHEET_SEEDS = 10, 8
+SHEET_CLASSES, SHEET_SEEDS, SHEET_SCALE = 10, 8, 2
+SHEET = {"gap": GAP, "scale": SHEET_SCALE}
 LOGGED = 400  # lines of a training curve
 SAMPLES_LIMIT, SEEDS_LIMIT = 10_000_000, 1000
 
@@ -154,7 +155,7 @@ def evaluate(
         if subject.other and setting.against:
             others = _compared(subject.other, setting.against.plan) if others is None else others
             rows[asked]["against"] = _beside(flow, plan, others, setting.against)
-        rows[asked]["sheet"] = f"{out.stem}-steps-{asked}.png"
+        rows[asked] |= {"sheet": f"{out.stem}-steps-{asked}.png", **SHEET, "cell": list(subject.data.shape[1:])}
         write_file(out.with_name(rows[asked]["sheet"]), sheet(flow, plan))
         write_file(out, json_bytes(record | {"rows": [_present(rows[done]) for done in sorted(rows)]}))
     return record | {"rows": [rows[done] for done in sorted(rows)]}
@@ -298,5 +299,5 @@ def sheet(flow: Flow, plan: Plan) -> bytes:
     sampled = partial(flow.sample, classes, label=labels, **plan.asked())
     columns = np.stack([sampled(seed=seed).images for seed in range(SHEET_SEEDS)], axis=1)
     buffer = io.BytesIO()
-    grid_of(columns.reshape(-1, *columns.shape[2:]), SHEET_SEEDS, scale=2).save(buffer, "PNG")
+    grid_of(columns.reshape(-1, *columns.shape[2:]), SHEET_SEEDS, SHEET_SCALE).save(buffer, "PNG")
     return buffer.getvalue()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 OUTPUT_TYPES = ("np", "pil", "pt", "latent")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tiff")
 _PILLOW = "pictures as PIL images need Pillow: pip install pillow"
+GAP = 1  # pixels between the pictures of a sheet
 HIDDEN = 128  # the grey of a hole, where a masked picture is shown
 
 
@@ -65,7 +66,7 @@ class Output:
 def grid_of(images: np.ndarray, columns: int, scale: int = 1) -> "PIL.Image.Image":
     """uint8 NHWC pictures in rows of `columns`, a thin gap between them."""
     count, height, width, channels = images.shape
-    rows, gap = math.ceil(count / columns), 1
+    rows, gap = math.ceil(count / columns), GAP
     sheet = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128, np.uint8)
     for index, image in enumerate(images):
         top, left = (place * (size + gap) + gap for place, size in zip(divmod(index, columns), (height, width)))

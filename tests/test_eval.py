@@ -1,10 +1,12 @@
 """`pyflow eval`: what it measures against the same by hand, resuming, refusals; the search of a grid."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pyflow.training import classifier, data
@@ -103,7 +105,12 @@ def test_each_figure_is_that_of_all_pictures_at_once(judge, tiny_checkpoint, tmp
         "guidance": 1.5,
     }
     assert found["classes"] == ["0", "1", "2"]
-    assert (tmp_path / "a-steps-3.png").is_file()
+    with PIL.Image.open(tmp_path / "a-steps-3.png") as opened:
+        (height, width), gap, scale = row["cell"], row["gap"], row["scale"]
+        seeds = 8
+        assert opened.size == (scale * (seeds * (width + gap) + gap), scale * (3 * (height + gap) + gap))
+        rows_of_lines = np.asarray(opened).reshape(opened.height, -1)[:: scale * (height + gap)]
+        assert (rows_of_lines == 128).all()
 
 
 def test_distances_by_class_are_those_of_the_class_alone(judge, tiny_checkpoint, tmp_path):
@@ -165,10 +172,6 @@ def test_beside_a_teacher_from_the_same_noise(judge, tiny_checkpoint, tmp_path, 
 
 
 def test_a_sheet_has_the_same_noise_and_labels_for_every_plan(tiny_checkpoint):
-    import io
-
-    import PIL.Image
-
     flow = load(tiny_checkpoint)
     shown = np.asarray(PIL.Image.open(io.BytesIO(evaluation.sheet(flow, eval_rows.Plan(2)))))[::2, ::2]
     for seed, label in ((0, 0), (5, 2)):
