@@ -45,6 +45,7 @@ class Extractor:
     identity: str
     size: int
     see: Callable[[np.ndarray], Seen]
+    device: str = "cpu"
 
 
 def cache_folder() -> Path:
@@ -86,7 +87,7 @@ def _classifier(folder: Path, data: Dataset, device: str) -> Extractor:
         return Seen(features.cpu().numpy(), labels.cpu().numpy())
 
     name = f"{data.name} classifier, {classifier.FEATURES} features"
-    return Extractor(name, _identity("classifier", weights), classifier.FEATURES, see)
+    return Extractor(name, _identity("classifier", weights), classifier.FEATURES, see, device)
 
 
 # ---- clean-fid's Inception
@@ -113,7 +114,7 @@ def _inception(named: Path | None, device: str) -> Extractor:
         return Seen(net(_channels_first(large, device)).float().cpu().numpy(), None)
 
     name = f"Inception V3 of clean-fid, {INCEPTION_FEATURES} features"
-    return Extractor(name, _identity("inception", "clean", sha256(content)), INCEPTION_FEATURES, see)
+    return Extractor(name, _identity("inception", "clean", sha256(content)), INCEPTION_FEATURES, see, device)
 
 
 def _opened(wrapper: Callable[..., torch.nn.Module], folder: Path, named: str) -> torch.nn.Module:
@@ -191,5 +192,6 @@ def _dino(place: str, device: str) -> Extractor:
         return Seen(told.last_hidden_state[:, 0].float().cpu().numpy(), None)
 
     size = int(net.config.hidden_size)
-    weights = sha256((folder / "model.safetensors").read_bytes())
-    return Extractor(f"{folder.resolve().name}, {size} features", _identity("dino", str(DINO_SIDE), weights), size, see)
+    files = (sha256((folder / name).read_bytes()) for name in ("config.json", "model.safetensors"))
+    name = f"{folder.resolve().name}, {size} features"
+    return Extractor(name, _identity("dino", str(DINO_SIDE), *files), size, see, device)

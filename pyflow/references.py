@@ -1,6 +1,7 @@
 """What the pictures of a set look like to an extractor: streamed moments a class, and some features kept as they are.
 
-Those of real pictures are cached, under the hash of the pictures, the extractor and how many features are kept.
+Those of real pictures are cached, under the hash of the pictures, the extractor and how many features are kept,
+and the device that looked: figures of two devices are compared, the last digits of their features may differ.
 """
 
 import hashlib
@@ -138,7 +139,7 @@ def reference(data: Dataset, part: str, extractor: Extractor) -> Reference:
             f"{extractor.size + 1} or more"
         )
     key = _key(data, part, extractor)
-    folder = cache_folder() / f"reference-{key[:32]}"
+    folder = cache_folder() / f"reference-{key[:32]}-{extractor.device}"
     if (folder / RECORD).is_file():
         try:
             return _read(folder, key)

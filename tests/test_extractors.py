@@ -1,8 +1,10 @@
 """Extractors and their cached references: what sees pictures, offline, damaged, and of other data."""
 
 import sys
+import types
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +73,15 @@ def test_a_reference_of_other_content_is_another(changed, rng, cache):
         seen_by = Extractor("means, 4 features", "other weights", 4, seen_by.see)
     assert reference(data, "train", seen_by).sha256 != before
     assert sum(calls) == 120
+
+
+def test_another_device_looks_for_itself_at_the_same_reference(rng, cache):
+    data, calls = pictures(rng), []
+    seen_by = means(calls)
+    first = reference(data, "train", seen_by)
+    other = reference(data, "train", replace(seen_by, device="cuda"))
+    assert sum(calls) == 120
+    assert other.sha256 == first.sha256
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "no record"])
@@ -237,6 +248,33 @@ def test_dino_is_a_folder_of_transformers(rng, cache, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BackendUnavailable, match=r'needs transformers .*pip install "pyflow-engine\[dino\]"'):
         open_extractor(f"dino:{tmp_path}", pictures(rng))
+
+
+class Tokens(nn.Module):
+    """Stands for a transformer: two tokens of three numbers, the first the means of the channels."""
+
+    config = types.SimpleNamespace(hidden_size=3)
+
+    def forward(self, pixel_values):
+        means = pixel_values.mean((2, 3))
+        return types.SimpleNamespace(last_hidden_state=torch.stack([means, means + 1], dim=1))
+
+
+def test_what_stands_for_a_dino_sees_pictures(rng, cache, tmp_path, monkeypatch):
+    """Its normalisation by hand, and an identity of all that it is: its weights and its configuration."""
+    model = types.SimpleNamespace(from_pretrained=lambda *_, **__: Tokens())
+    monkeypatch.setitem(sys.modules, "transformers", types.SimpleNamespace(AutoModel=model))
+    (tmp_path / "model.safetensors").write_bytes(rng.bytes(8))
+    (tmp_path / "config.json").write_text("{}")
+    seen_by = open_extractor(f"dino:{tmp_path}", pictures(rng))
+    images = np.repeat(np.repeat(rng.integers(0, 256, (4, 1, 1, 3)), 32, axis=1), 32, axis=2).astype(np.uint8)
+    expected = (images[:, 0, 0] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(seen_by.see(images).features, expected, rtol=1e-4, atol=1e-4)
+    assert open_extractor(f"dino:{tmp_path}", pictures(rng)).identity == seen_by.identity
+    for name in ("model.safetensors", "config.json"):
+        before = open_extractor(f"dino:{tmp_path}", pictures(rng)).identity
+        (tmp_path / name).write_bytes(rng.bytes(9))
+        assert open_extractor(f"dino:{tmp_path}", pictures(rng)).identity != before
 
 
 def test_dino_sees_pictures(rng, cache, tmp_path):

@@ -65,7 +65,7 @@ def test_structural_similarity_is_that_of_a_slow_loop(rng, shape):
 
 
 def test_structural_similarity_is_that_of_scikit_image(rng):
-    metrics = pytest.importorskip("skimage.metrics")
+    metrics = pytest.importorskip("skimage.metrics", reason="needs pip install scikit-image")
     real, made = pictures(rng, (3, 24, 40, 3))
     setting = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
     expected = [metrics.structural_similarity(*pair, channel_axis=-1, **setting) for pair in zip(real, made)]
