@@ -355,11 +355,13 @@ def _is_engine_of(
         tqdm.write(f"exported again: {error}")
         return False
     made = manifest.backend, manifest.what, manifest.precision, manifest.plans, manifest.weights_sha256
-    plans = order.plans(checkpoint.load_spec(source))
+    spec = checkpoint.load_spec(source)
+    plans = order.plans(spec)
     proved = manifest.proved
     return (
         made == (backend, order.what, order.precision, plans, checkpoint.weights_sha256(source))
         and _runs_on(manifest, order.device)
+        and spec.grids.items() <= manifest.spec.grids.items()
         and proved.bound == bound
         and distances.items() <= proved.distances.items()
     )

@@ -279,5 +279,12 @@ def test_an_engine_of_the_same_weights_is_kept_and_a_damaged_one_mended(
         assert commands.export_engine(tiny_checkpoint, folder, "onnx") is True
         assert (folder / MODEL).read_bytes() == content
         assert commands.export_engine(tiny_checkpoint, folder, "onnx") is False
+    searched = tmp_path / "searched"
+    shutil.copytree(tiny_checkpoint, searched)
+    checkpoint.keep_grid(searched, (0.0, 0.3, 1.0))
+    assert commands.export_engine(searched, folder, "onnx") is True
+    assert manifests.read(folder).spec.grids == {"2": (0.0, 0.3, 1.0)}
+    manifests.keep_grid(folder, (0.0, 0.2, 0.7, 1.0))
+    assert commands.export_engine(searched, folder, "onnx") is False
     with pytest.raises(InvalidInput, match="--to is 'coreml'; expected one of onnx"):
         commands.export_engine(tiny_checkpoint, folder, "coreml")
