@@ -10,6 +10,7 @@ from .errors import InvalidInput
 from .sampler import SEARCHED
 
 _TABLE = ("frechet", "kernel", "precision", "recall", "density", "coverage", "label_accuracy")
+EVAL, SEARCH = Path("eval.json"), Path("search.json")
 
 
 def step_counts(text: str) -> tuple[int, ...]:
@@ -31,27 +32,31 @@ def add(made: argparse.ArgumentParser, data: str) -> None:
     made.add_argument("--grid", default="uniform", help=f"one of {', '.join([*core.GRIDS, SEARCHED])}")
     made.add_argument("--batch", type=int, default=100, help="pictures at once")
     made.add_argument("--against", type=Path, default=None, help="a teacher: SSIM and LPIPS from the same noise")
-    made.add_argument("--against-steps", type=int, default=50, help="of that teacher")
-    made.add_argument("--against-guidance", type=float, default=1.0, help="of that teacher, 1 is none")
+    made.add_argument("--against-steps", type=int, default=None, help="of that teacher; 50 if none")
+    made.add_argument("--against-guidance", type=float, default=None, help="of that teacher; 1, which is none, if none")
     made.add_argument("--name", default=None, help="what a report calls it; that of --out if none")
-    made.add_argument("--out", type=Path, default=Path("eval.json"), help="a JSON file; sheets of pictures beside it")
+    made.add_argument("--out", type=Path, default=None, help=f"{EVAL} or {SEARCH} if none; sheets beside it")
     made.add_argument("--search-grid", action="store_true", help="find the best times for --steps N and keep them")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from .evaluation import Against, Setting, evaluate
 
-    against = None
-    if arguments.against:
-        against = Against(arguments.against, arguments.against_steps, arguments.against_guidance)
+    arguments.out = arguments.out or (SEARCH if arguments.search_grid else EVAL)
+    of_teacher = {"steps": arguments.against_steps, "guidance": arguments.against_guidance}
+    named = {name: value for name, value in of_teacher.items() if value is not None}
+    if named and not arguments.against:
+        name, value = next(iter(named.items()))
+        raise InvalidInput(f"--against-{name} is {value}; expected none without --against TEACHER")
+    against = Against(arguments.against, **named) if arguments.against else None
     names = ("data", "features", "num_samples", "seeds", "guidance", "solver", "grid", "batch")
     setting = Setting(**{name: getattr(arguments, name) for name in names}, against=against)
-    told: dict[str, Any] = {"threads": arguments.threads, "device": arguments.device}
+    told: dict[str, Any] = {"threads": arguments.threads, "device": arguments.device, "name": arguments.name}
     told["command"] = _command(arguments)
     if arguments.search_grid:
         _search(arguments, setting, told)
         return
-    found = evaluate(arguments.source, arguments.steps, setting, arguments.out, name=arguments.name, **told)
+    found = evaluate(arguments.source, arguments.steps, setting, arguments.out, **told)
     print(f"{table(found)}\n\n{arguments.out}")
 
 
@@ -93,8 +98,6 @@ def _command(arguments: argparse.Namespace) -> str:
     words = [arguments.source.name] + ["--search-grid"] * arguments.search_grid
     kind, _, place = said["features"].partition(":")
     said["features"] = f"{kind}:{Path(place).name}" if place else kind
-    if said["against"] is None:
-        said |= {"against_steps": None, "against_guidance": None}
     for name, value in said.items():
         if value is not None:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

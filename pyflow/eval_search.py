@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from . import checkpoint
-from .artefact import json_bytes, write_file
+from .artefact import json_bytes, read_json, write_file
 from .core import GRIDS
 from .engines import manifest as manifests
 from .errors import InvalidInput
@@ -75,16 +75,26 @@ def _golden(value: Callable[[float], float], low: float, high: float) -> None:
 
 
 def search_grid(
-    source: Path, steps: int, setting: Setting, out: Path, *, command: str = "", threads: int = 0, device: str = "cpu"
+    source: Path,
+    steps: int,
+    setting: Setting,
+    out: Path,
+    *,
+    name: str | None = None,
+    command: str = "",
+    threads: int = 0,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Search, judge the winner beside the named grids on fresh seeds, and keep the best of them in `source`."""
     refuse_unwritable(out)
+    _refuse_another_file(out)
     if steps < 2:
         raise InvalidInput(f"steps is {steps}; expected 2 or more: a grid of one step has no time to choose")
     if setting.grid != "uniform" or setting.against:
         raise InvalidInput("a search takes neither grid nor against; expected none: it tries grids of its own")
     keep = _keeper(source)
-    subject = Subject.of(source, setting, (steps,), threads=threads, device=device)
+    named = [replace(setting.plan(steps), grid=grid) for grid in GRIDS]
+    subject = Subject.of(source, setting, named, threads=threads, device=device)
 
     def distance(times: Times, seed: int = SEARCH_SEED) -> float:
         plan = replace(setting.plan(steps), grid=times)
@@ -104,7 +114,7 @@ def search_grid(
     found = {
         "format": 1,
         "kind": KIND,
-        "name": out.stem,
+        "name": name or out.stem,
         "subject": {"source": source.resolve().name, "identity": subject.flow.identity},
         "data": subject.data.name,
         "features": subject.extractor.name,
@@ -122,9 +132,15 @@ def search_grid(
         "gain_over_uniform": interval(gains),
         "facts": {"command": command, "threads": threads, "device": device, **machine()},
     }
-    write_file(out, json_bytes(found))
     keep(source, candidates[best])
+    write_file(out, json_bytes(found))
     return found
+
+
+def _refuse_another_file(out: Path) -> None:
+    found = read_json(out) if out.exists() else {"kind": KIND}
+    if not isinstance(found, dict) or found.get("kind") != KIND:
+        raise InvalidInput(f"--out is {str(out)!r}, which holds no grid search; expected one, or a name that is free")
 
 
 def _keeper(source: Path) -> Callable[[Path, Times], None]:

@@ -5,8 +5,9 @@ The JSON is written after each row, and rows of the same request that stand in i
 
 import io
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,15 @@ class Subject:
 
     @classmethod
     def of(
-        cls, source: Path, setting: Setting, steps: Sequence[int], *, threads: int = 0, device: str = "cpu"
+        cls, source: Path, setting: Setting, plans: Sequence[Plan], *, threads: int = 0, device: str = "cpu"
     ) -> "Subject":
         flow = open_source(source, threads, device)
         if threads:
             torch.set_num_threads(threads)
         data, other = load_dataset(setting.data), None
         refuse_misfit(flow, data)
-        for asked in steps:
-            refuse_plan(flow, setting.plan(asked))
+        for plan in plans:
+            refuse_plan(flow, plan)
         if setting.against:
             other = open_source(setting.against.source, threads, device)
             refuse_misfit(other, data)
@@ -104,6 +105,10 @@ class Subject:
                 f"num_samples is {setting.num_samples}; a covariance of {extractor.size} features needs "
                 f"{extractor.size + 1} pictures or more"
             )
+        for plan in plans:
+            flow.warm(**plan.asked())  # an engine of whole samplers refuses other plans only now
+        if other and setting.against:
+            other.warm(**setting.against.plan.asked())
         return cls(flow, extractor, data, reference(data, "train", extractor), other)
 
 
@@ -134,29 +139,34 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a row for each step count that `out` does not hold yet; returns all that it then holds."""
     refuse_unwritable(out)
-    subject = Subject.of(source, setting, steps, threads=threads, device=device)
+    subject = Subject.of(source, setting, [setting.plan(asked) for asked in steps], threads=threads, device=device)
     flow = subject.flow
     a_class, size = setting.num_samples * setting.seeds // max(1, subject.data.classes), subject.extractor.size
     if subject.data.classes > 1 and a_class <= size:
         tqdm.write(f"no distance a class: {a_class} pictures of each; a covariance of {size} features needs {size + 1}")
-    record = _head(source, subject, setting, name or out.stem)
-    rows = _kept(out, record)
+    facts = {"command": command, "threads": threads, "device": device, **machine()}
+    request = _request(subject, setting, facts)
+    kept = _kept(out, request)
+    name = name or kept.get("name") or out.stem
+    if kept and kept.get("name") != name:
+        write_file(out, json_bytes(kept | {"name": name}))
+    record = {**_head(source, subject, setting, name), "request": request, "facts": facts}
+    rows = _rows(kept)
     record["floor"] = _floor(subject, setting)
-    facts = machine()
-    record["facts"] = {"command": command, "threads": threads, "device": device, **facts}
     others = None
     for asked in steps:
         if asked in rows:
             tqdm.write(f"{asked} steps: measured already")
             continue
         plan = setting.plan(asked)
-        rows[asked] = _measured(subject, plan, setting) | {name: facts[name] for name in ("commit", "date")}
+        rows[asked] = _measured(subject, plan, setting) | {fact: facts[fact] for fact in ("commit", "date")}
         rows[asked]["straightness"] = _straightness(flow, plan)
         if subject.other and setting.against:
             others = _compared(subject.other, setting.against.plan) if others is None else others
             rows[asked]["against"] = _beside(flow, plan, others, setting.against)
         rows[asked] |= {"sheet": f"{out.stem}-steps-{asked}.png", **SHEET, "cell": list(subject.data.shape[1:])}
         write_file(out.with_name(rows[asked]["sheet"]), sheet(flow, plan))
+        rows = rows | _rows(_kept(out, request)) | {asked: rows[asked]}  # another process may have added some
         write_file(out, json_bytes(record | {"rows": [_present(rows[done]) for done in sorted(rows)]}))
     return record | {"rows": [rows[done] for done in sorted(rows)]}
 
@@ -167,12 +177,15 @@ def refuse_unwritable(out: Path) -> None:
 
 
 # ---- what stands in the file beside the rows
-def _head(source: Path, subject: Subject, setting: Setting, name: str) -> dict[str, Any]:
-    flow, provenance = subject.flow, subject.flow.spec.provenance
-    told = {field: value for field, value in asdict(setting).items() if field not in ("data", "features", "batch")}
-    told |= {"solver": setting.solver or flow.spec.solver, "seeds": list(range(setting.seeds))}
+def _request(subject: Subject, setting: Setting, facts: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of a file have in common: the machine too, as their times stand beside each other."""
+    flow = subject.flow
     request = {
-        **{field: value for field, value in told.items() if field != "against"},
+        **{field: getattr(setting, field) for field in ("num_samples", "guidance", "grid", "batch")},
+        **_told(subject, setting),
+        "threads": facts["threads"] or facts["cores"],
+        **{fact: facts[fact] for fact in ("device", "processor")},
+        "backend": flow.backend,
         "subject": flow.identity,
         "reference": subject.real.sha256,
         "extractor": subject.extractor.identity,
@@ -181,6 +194,16 @@ def _head(source: Path, subject: Subject, setting: Setting, name: str) -> dict[s
         request["grids"] = flow.spec.grids
     if subject.other and setting.against:
         request["against"] = [subject.other.identity, setting.against.steps, setting.against.guidance]
+    found: dict[str, Any] = json.loads(json.dumps(request))
+    return found
+
+
+def _told(subject: Subject, setting: Setting) -> dict[str, Any]:
+    return {"solver": setting.solver or subject.flow.spec.solver, "seeds": list(range(setting.seeds))}
+
+
+def _head(source: Path, subject: Subject, setting: Setting, name: str) -> dict[str, Any]:
+    flow, provenance = subject.flow, subject.flow.spec.provenance
     return {
         "format": FORMAT,
         "kind": KIND,
@@ -189,23 +212,23 @@ def _head(source: Path, subject: Subject, setting: Setting, name: str) -> dict[s
         "subject": {"source": source.resolve().name, "backend": flow.backend, "identity": flow.identity},
         "data": subject.data.name,
         "features": subject.extractor.name,
-        **{field: told[field] for field in ("num_samples", "seeds", "guidance", "solver")},
+        **{field: getattr(setting, field) for field in ("num_samples", "guidance")},
+        **_told(subject, setting),
         "interval": "95%, Student's t over the seeds" if setting.seeds > 1 else "none, of one seed",
         "reference": {"count": subject.real.whole.count, "sha256": subject.real.sha256},
-        "request": json.loads(json.dumps(request)),
         "training": training_curve(source),
         "classes": class_names(setting.data, subject.data.classes),
     }
 
 
-def _kept(out: Path, record: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """The rows that `out` holds already; a file of another request is refused."""
+def _kept(out: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What `out` holds already; a file of another request is refused."""
     if not out.exists():
         return {}
     found = read_json(out)
-    if not isinstance(found, dict) or found.get("kind") != KIND or not isinstance(found.get("rows"), list):
+    if not _is_evaluation(found):
         raise InvalidInput(f"{out} is no evaluation that pyflow wrote; expected none, or one: name another --out")
-    before, now = found.get("request", {}), record["request"]
+    before = found["request"]
     changed = sorted(field for field in {**before, **now} if before.get(field) != now.get(field))
     if changed:
         field = changed[0]
@@ -213,7 +236,23 @@ def _kept(out: Path, record: dict[str, Any]) -> dict[int, dict[str, Any]]:
             f"{out} holds another evaluation, whose {field} is {_short(before.get(field))}, not "
             f"{_short(now.get(field))}; name another --out, or remove it"
         )
-    return {row["steps"]: row for row in found["rows"]}
+    return dict(found)
+
+
+def _is_evaluation(found: Any) -> bool:
+    if not isinstance(found, dict) or (found.get("format"), found.get("kind")) != (FORMAT, KIND):
+        return False
+    rows, numbers = found.get("rows"), (int, float)
+    return (
+        isinstance(found.get("request"), dict)
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) and isinstance(row.get("steps"), int) for row in rows)
+        and all(isinstance(row.get("ms_per_image"), numbers) for row in rows)
+    )
+
+
+def _rows(kept: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    return {row["steps"]: row for row in kept.get("rows", [])}
 
 
 def _short(value: Any) -> str:
@@ -237,13 +276,17 @@ def _floor(subject: Subject, setting: Setting) -> dict[str, Any]:
 
 def training_curve(source: Path) -> list[dict[str, Any]]:
     """The steps and losses of the run whose checkpoint this is, or whose engine lies beside it; not every line."""
-    for folder in (source, source.with_suffix("")):
+    for folder in [source] + [source.with_suffix("")] * (source.suffix == ".engine"):
         log = logs.folder_of(folder) / logs.LINES
         if log.is_file():
-            lines = [json.loads(line) for line in log.read_text().splitlines()]
-            losses = [{"step": line["step"], "loss": line["loss"]} for line in lines if {"step", "loss"} <= set(line)]
+            losses = [{"step": line["step"], "loss": line["loss"]} for line in logs.logged(log) if _has_loss(line)]
             return losses[:: -(-len(losses) // LOGGED) or 1]
     return []
+
+
+def _has_loss(line: dict[str, Any]) -> bool:
+    """Not where it was no finite number, which the log holds as null."""
+    return isinstance(line.get("loss"), (int, float)) and math.isfinite(line["loss"])
 
 
 # ---- what a row has beside its distances

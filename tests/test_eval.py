@@ -14,6 +14,7 @@ from pyflow.training.data import Dataset
 from tiny import UNET, save
 
 from pyflow import commands, eval_rows, evaluation, load, similarity
+from pyflow.engines.runner import SamplerRunner, WholePlan
 from pyflow.eval_search import SWEEPS, search, search_grid
 from pyflow.evaluation import Against, Setting, evaluate
 from pyflow.metrics import frechet_distance, kernel_distance, label_accuracy
@@ -221,9 +222,71 @@ def test_a_file_of_another_request_is_refused(judge, tiny_checkpoint, tmp_path, 
     with pytest.raises(ValueError, match="whose subject is"):
         evaluate(other, (1,), setting_of(judge), out)
     assert not sampled
-    out.write_text("[]")
-    with pytest.raises(ValueError, match="is no evaluation that pyflow wrote"):
-        evaluate(tiny_checkpoint, (1,), setting_of(judge), out)
+    whole = json.loads(out.read_text())
+    broken = [{"request": []}, {"rows": [{}]}, {"rows": [1]}, {"rows": [{"steps": 1}]}, {"format": 2}]
+    for content in ([], *({**whole, **changes} for changes in broken)):
+        out.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="is no evaluation that pyflow wrote"):
+            evaluate(tiny_checkpoint, (1,), setting_of(judge), out)
+
+
+def test_the_machine_belongs_to_the_request(judge, tiny_checkpoint, tmp_path, monkeypatch, sampled):
+    """Times of rows stand beside each other: none are added by other threads, batches or processors."""
+    out = tmp_path / "a.json"
+    evaluate(tiny_checkpoint, (1,), setting_of(judge), out, threads=1)
+    request = json.loads(out.read_text())["request"]
+    assert {request[name] for name in ("threads", "device", "batch", "backend")} == {1, "cpu", 16, "eager"}
+    sampled.clear()
+    with pytest.raises(ValueError, match="whose batch is 16, not 20; name another --out"):
+        evaluate(tiny_checkpoint, (2,), setting_of(judge, batch=20), out, threads=1)
+    with pytest.raises(ValueError, match="whose threads is 1, not 2; name another --out"):
+        evaluate(tiny_checkpoint, (2,), setting_of(judge), out, threads=2)
+    torch.set_num_threads(1)
+    here = evaluation.machine()
+    monkeypatch.setattr(evaluation, "machine", lambda: {**here, "processor": "another"})
+    with pytest.raises(ValueError, match='not "another"; name another --out'):
+        evaluate(tiny_checkpoint, (2,), setting_of(judge), out, threads=1)
+    assert not sampled
+
+
+def test_two_evaluations_into_one_file_keep_each_others_rows(judge, tiny_checkpoint, tmp_path, monkeypatch):
+    out, setting, measured = tmp_path / "a.json", setting_of(judge), evaluation._measured
+
+    def while_another_runs(subject, plan, setting):
+        monkeypatch.setattr(evaluation, "_measured", measured)
+        evaluate(tiny_checkpoint, (2,), setting, out)
+        return measured(subject, plan, setting)
+
+    monkeypatch.setattr(evaluation, "_measured", while_another_runs)
+    found = evaluate(tiny_checkpoint, (1,), setting, out)
+    on_disk = json.loads(out.read_text())["rows"]
+    assert [row["steps"] for row in on_disk] == [row["steps"] for row in found["rows"]] == [1, 2]
+
+
+def test_a_finished_file_takes_another_name(judge, tiny_checkpoint, tmp_path, sampled):
+    out, setting = tmp_path / "a.json", setting_of(judge)
+    first = evaluate(tiny_checkpoint, (1,), setting, out)
+    assert first["name"] == "a"
+    sampled.clear()
+    evaluate(tiny_checkpoint, (1,), setting, out, name="Ours")
+    assert not sampled
+    renamed = json.loads(out.read_text())
+    assert (renamed["name"], renamed["facts"]) == ("Ours", first["facts"])
+    assert evaluate(tiny_checkpoint, (1,), setting, out)["name"] == "Ours"
+
+
+# ---- the curve of the training
+def test_a_training_curve_is_that_of_the_run_and_of_whole_lines(tmp_path):
+    for name in ("run", "run-1"):
+        (tmp_path / f"{name}.log").mkdir()
+        (tmp_path / f"{name}.log" / "log.jsonl").write_text(
+            '{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n{"step": 3, "loss": NaN}\n{"step": 4, "norm": 1.0}\n'
+            '{"step": 5, "loss": 0.25}\n{"step": 6, "lo'
+        )
+    expected = [{"step": 1, "loss": 0.5}, {"step": 5, "loss": 0.25}]
+    assert evaluation.training_curve(tmp_path / "run") == expected
+    assert evaluation.training_curve(tmp_path / "run.engine") == expected
+    assert evaluation.training_curve(tmp_path / "run-1.5") == [], "another run"
 
 
 # ---- the search
@@ -310,6 +373,8 @@ def test_the_command_prints_a_table(judge, tiny_checkpoint, tmp_path, capsys):
         ({"guidance": -1}, "guidance is -1.0; expected a number from 0 to 100"),
         ({"grid": "searched"}, "grid is 'searched' for 1 steps"),
         ({"against": "nowhere"}, "nowhere does not exist"),
+        ({"against-steps": 4}, "--against-steps is 4; expected none without --against TEACHER"),
+        ({"against-guidance": 2}, "--against-guidance is 2.0; expected none without --against TEACHER"),
     ],
     ids=str,
 )
@@ -349,6 +414,30 @@ def test_a_classifier_of_other_data_is_refused(judge, tiny_checkpoint, tmp_path,
     (judge / "classifier.json").write_text(json.dumps({**record, "data": "others"}))
     sentence = refusal(*told(tiny_checkpoint, judge, tmp_path / "a.json"))
     assert "is a classifier of 'others'; expected one of 'tiny'" in sentence
+
+
+def test_whole_samplers_of_other_plans_are_refused_before_anything_is_looked_at(
+    judge, tiny_checkpoint, tmp_path, refusal, monkeypatch
+):
+    flow = load(tiny_checkpoint)
+    held = WholePlan(flow.plan(2), 1.0, lambda feed: [feed["noise"]])
+    flow.runner = SamplerRunner([held], UNET.shape)
+    monkeypatch.setattr(evaluation, "open_source", lambda *_: flow)
+    monkeypatch.setattr(evaluation, "reference", lambda *_: pytest.fail("looked at the reference"))
+    words = told(tiny_checkpoint, judge, tmp_path / "a.json")
+    sentence = "this engine holds whole samplers for 2 rows at guidance 1"
+    assert f"asked for 3 rows at guidance 1; {sentence}" in refusal(*words, "--steps", "2,3")
+    assert sentence in refusal(*words, "--steps", "2", "--search-grid")
+
+
+def test_a_search_destroys_no_evaluation(judge, tiny_checkpoint, tmp_path, refusal, sampled):
+    out = tmp_path / "a.json"
+    for content in ('{"kind": "eval", "rows": []}', "[]"):
+        out.write_text(content)
+        sentence = refusal(*told(tiny_checkpoint, judge, out), "--steps", "2", "--search-grid")
+        assert "which holds no grid search; expected one, or a name that is free" in sentence
+        assert out.read_text() == content
+    assert not sampled
 
 
 def test_a_search_of_one_step_or_of_several_is_refused(judge, tiny_checkpoint, tmp_path, refusal):

@@ -45,7 +45,7 @@ class Log:
 
     def __init__(self, folder: Path, done: int, kinds: Sequence[str], setting: Mapping[str, Any]) -> None:
         self.folder = folder
-        kept = [line for line in _lines(folder / LINES) if line["step"] <= done]
+        kept = [line for line in logged(folder / LINES) if line["step"] <= done]
         write_file(folder / LINES, "".join(json.dumps(line) + "\n" for line in kept).encode())
         for picture in folder.glob("step-*.png"):
             if int(picture.stem.removeprefix("step-")) > done:
@@ -80,7 +80,7 @@ class Log:
             self.run.finish(exit_code=0 if kind is None else 1)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def logged(path: Path) -> list[dict[str, Any]]:
     """The lines that are whole: a killed process may have torn the last one."""
     found = []
     for text in path.read_text().splitlines() if path.is_file() else []:
