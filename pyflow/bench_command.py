@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = arguments.json
     if out and (out.suffix != ".json" or out.is_dir() or not out.parent.is_dir()):
         raise InvalidInput(f"--json is {str(out)!r}; expected a name that ends in .json, in a folder that is there")
+    refuse_unwritable_name(arguments.name)
     flow = load(arguments.source, threads=arguments.threads, device=arguments.device, profile=arguments.by_op)
     timings = latency(flow, tuple(arguments.steps), tuple(arguments.batch), arguments.guidance)
     print(f"{'steps':>6} {'batch':>6} {'median ms':>10} {'p99 ms':>9} {'ms/image':>9}")
@@ -42,6 +43,14 @@ def run(arguments: argparse.Namespace) -> None:
     if out:
         write_file(out, json_bytes(record(arguments.name or out.stem, flow, arguments, timings) | {"facts": facts}))
         print(f"kept: {out}")
+
+
+def refuse_unwritable_name(name: str | None) -> None:
+    """What the shell gave in another encoding has characters that no page can hold."""
+    try:
+        (name or "").encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"--name is {name!a}; expected text in UTF-8") from None
 
 
 def record(

@@ -74,10 +74,26 @@ class Row(_Numbers):
     straightness: float | None = None
     against: Against | None = None
     sheet: str | None = None
+    cell: tuple[int, ...] = ()  # (height, width) of a picture of the sheet
+    gap: int = 0  # pixels around it
+    scale: int = 0  # pixels of the sheet for each of these
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("steps", "calls", "ms_per_image", "images_per_second"):
+            _refuse_below(name, getattr(self, name))
+        if self.sheet is not None:
+            self._refuse_unmeasured()
+
+    def _refuse_unmeasured(self) -> None:
+        missing = [name for name in ("cell", "gap", "scale") if not getattr(self, name)]
+        if missing:
+            raise InvalidInput(f"sheet {self.sheet!r} has no {' and no '.join(missing)} beside it; evaluate again")
+        if len(self.cell) != 2:
+            raise InvalidInput(f"cell is {self.cell}; expected the height and width of the sheet's pictures")
+        for name, value in (("height of a cell", self.cell[0]), ("width of a cell", self.cell[1])):
+            _refuse_below(name, value)
+        for name in ("gap", "scale"):
             _refuse_below(name, getattr(self, name))
 
     @property
@@ -209,6 +225,7 @@ def _read(path: Path) -> Eval | Bench:
     if not path.is_file():
         raise InvalidInput(f"{path} is no file; {WAY_OUT}")
     data = read_json(path, constant=float)  # a NaN is refused with the name of its field
+    _refuse_unwritable(path, data)
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind not in ("eval", "bench"):
         raise InvalidArtefact(f"{path}: kind is {json.dumps(kind)}; {WAY_OUT}")
@@ -228,6 +245,17 @@ def _known(cls: type, data: Any, where: str, **built: Any) -> Any:
         return from_json(cls, data, where)
     names = {one.name for one in fields(cls)} - set(built)
     return from_json(cls, {name: value for name, value in data.items() if name in names}, where, **built)
+
+
+def _refuse_unwritable(path: Path, data: Any) -> None:
+    try:
+        f"{path}{json.dumps(data, ensure_ascii=False)}".encode()
+    except UnicodeEncodeError as error:
+        wrong = error.object[error.start : error.start + 1]
+        raise InvalidArtefact(
+            f"{ascii(str(path))[1:-1]} has {wrong!a} in its text or its name, half of a character that no page "
+            "can hold; expected whole ones: name it anew"
+        ) from error
 
 
 def _refuse_infinite(name: str, value: object) -> None:

@@ -103,6 +103,11 @@ def _refuse_strangers(files: Sequence[Eval]) -> None:
                     f"{first.path} and {other.path} are both named {first.name!r}, but their {field} differs "
                     f"({expected} and {came}); expected one method a name: give one of them another --name"
                 )
+        if machine_of(other) != machine_of(first):
+            raise InvalidInput(
+                f"{first.path} and {other.path} are both named {first.name!r}, but were timed on {machine_of(first)} "
+                f"and on {machine_of(other)}; expected one machine a name: evaluate one of them with another --name"
+            )
         for row in other.rows:
             if row.plan in seen:
                 raise InvalidInput(

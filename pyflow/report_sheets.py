@@ -9,8 +9,6 @@ from .report_groups import Group, Method
 from .report_plots import Press
 from .report_words import figure
 
-_GREY = 128  # between the pictures of a sheet
-
 
 def same_seeds(group: Group, press: Press) -> str:
     """A row a plan: one picture of each class, of the same noise all the way down."""
@@ -53,24 +51,18 @@ def _sheet(method: Method, row: Row) -> np.ndarray:
             pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
     except OSError as error:
         raise InvalidArtefact(f"{file.path}: sheet {row.sheet!r} can't be read ({error}); evaluate again") from error
-    found = _cut(pixels[..., None] if pixels.ndim == 2 else pixels)
-    if found is None:
-        raise InvalidArtefact(f"{file.path}: sheet {row.sheet!r} has no grey lines between pictures; evaluate again")
-    return found
+    return _cut(pixels[..., None] if pixels.ndim == 2 else pixels, file, row)
 
 
-def _cut(pixels: np.ndarray) -> np.ndarray | None:
-    """What `grid_of` put together, at any scale: the grey lines tell where."""
-    down, across = (_between((pixels == _GREY).all(axis=(axis, 2))) for axis in (1, 0))
-    if not down or not across or down[0].start != across[0].start:
-        return None
-    scale = down[0].start
-    return np.stack([np.stack([pixels[y, x][::scale, ::scale] for x in across]) for y in down])
-
-
-def _between(grey: np.ndarray) -> list[slice]:
-    """The stretches between grey lines, all of one length; none where there is no such pattern."""
-    changes = np.flatnonzero(np.diff(grey.astype(int))) + 1
-    found = [slice(int(start), int(end)) for start, end in zip(changes[::2], changes[1::2])]
-    sizes = {one.stop - one.start for one in found}
-    return found if grey[0] and grey[-1] and len(sizes) == 1 and not sizes.pop() % found[0].start else []
+def _cut(pixels: np.ndarray, file: Eval, row: Row) -> np.ndarray:
+    """What `grid_of` put together."""
+    small, starts = pixels[:: row.scale, :: row.scale], []
+    for side, inner, whole in zip(row.cell, small.shape, pixels.shape):
+        if whole % row.scale or inner <= row.gap or (inner - row.gap) % (side + row.gap):
+            raise InvalidArtefact(
+                f"{file.path}: sheet {row.sheet!r} has {pixels.shape[0]}x{pixels.shape[1]} pixels, which is no grid of "
+                f"pictures of {row.cell} with gaps of {row.gap} at scale {row.scale}; evaluate again"
+            )
+        starts.append(range(row.gap, inner, side + row.gap))
+    height, width = row.cell
+    return np.stack([np.stack([small[y : y + height, x : x + width] for x in starts[1]]) for y in starts[0]])

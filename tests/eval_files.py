@@ -8,7 +8,7 @@ import numpy as np
 
 from pyflow.pictures import grid_of
 
-CLASSES, SEEDS, SIDE = 4, 3, 6
+CLASSES, SEEDS, SIDE, SCALE = 4, 3, 6, 2
 SHARES = ("precision", "recall", "density", "coverage", "label_accuracy")
 
 
@@ -36,12 +36,17 @@ def row(rng: np.random.Generator, name: str, steps: int, ms: float = 0.3) -> dic
         "straightness": float(rng.uniform(0, 1)),
         "against": {"name": "teacher, 50 steps", "ssim": float(rng.uniform(0.5, 1)), "lpips": float(rng.uniform(0, 1))},
         "sheet": f"{name}-steps-{steps}.png",
+        "cell": [SIDE, SIDE + 1],
+        "gap": 1,
+        "scale": SCALE,
     }
 
 
 def pictures(rng: np.random.Generator) -> np.ndarray:
-    """Of a sheet: (classes, seeds, height, width, channels), without the grey of its lines."""
-    return rng.integers(130, 256, (CLASSES, SEEDS, SIDE, SIDE + 1, 3), np.uint8)
+    """Of a sheet: (classes, seeds, height, width, channels), some with rows and columns of the grey of its lines."""
+    made = rng.integers(256, size=(CLASSES, SEEDS, SIDE, SIDE + 1, 3), dtype=np.uint8)
+    made[0], made[1, :, 2], made[2, :, :, 3], made[:, 1] = 128, 128, 128, 128
+    return made
 
 
 def write_eval(
@@ -51,7 +56,7 @@ def write_eval(
     rows = [row(rng, name, count, ms) for count in steps]
     for one in rows:
         sheet = pictures(rng).reshape(-1, SIDE, SIDE + 1, 3)
-        grid_of(sheet, SEEDS, scale=2).save(folder / one["sheet"])
+        grid_of(sheet, SEEDS, SCALE).save(folder / one["sheet"])
     record = {
         "format": 1,
         "kind": "eval",

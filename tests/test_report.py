@@ -183,6 +183,18 @@ def test_the_same_plan_twice_is_refused(files, tmp_path, refusal):
     assert not (tmp_path / "page").exists()
 
 
+@pytest.mark.parametrize("change", [{"threads": 2}, {"device": "cuda"}, {"processor": "another processor"}])
+def test_one_line_of_two_machines_is_refused(change, tmp_path, rng, refusal):
+    first = write_eval(tmp_path, rng, "student", (1,))
+    same = {"name": "student", "subject": record(first)["subject"]}
+    facts = record(first)["facts"]
+    assert made([first, write_eval(tmp_path, rng, "same", (2,), facts=facts, **same)], tmp_path / "page").lines
+    other = write_eval(tmp_path, rng, "other", (2,), facts={**facts, **change}, **same)
+    told = refusal("report", first, other, "--out", tmp_path / "page")
+    assert re.search(r"both named 'student', but were timed on a processor, 1 thread, cpu and on ", told)
+    assert str(next(iter(change.values()))) in told
+
+
 @pytest.mark.parametrize("change", [{"guidance": 2.0}, {"method": "lines"}, {"solver": "heun"}])
 def test_one_name_for_two_methods_is_refused(change, tmp_path, rng, refusal):
     first = write_eval(tmp_path, rng, "student", (1,))
@@ -277,6 +289,14 @@ BROKEN = {
     "a class": (r'"per_class": {"0"', '"per_class": {"9"', "per_class names the class 9; expected numbers below 4"),
     "sheet gone": (r"teacher-steps-1.png", "lost.png", "sheet 'lost.png' is not beside the file"),
     "sheet elsewhere": (r"teacher-steps-1.png", "../secret.png", "sheet is '../secret.png'; expected the plain"),
+    "no cells": (r'"cell": .*?\], ', "", r"sheet 'teacher-steps-1\.png' has no cell beside it; evaluate again"),
+    "cells of an older file": (r'"cell": .*?"scale": \d', '"of": 1', "has no cell and no gap and no scale beside it"),
+    "an empty cell": (r'"cell": \[6', '"cell": [0', "height of a cell is 0; expected a number above 0"),
+    "a gap back": (r'"gap": 1', '"gap": -1', "gap is -1; expected a number above 0"),
+    "half a cell": (r'"cell": \[6, ', '"cell": [', r"cell is \(7,\); expected the height and width"),
+    "no scale": (r'"scale": 2', '"scale": 0', r"sheet 'teacher-steps-1\.png' has no scale beside it; evaluate again"),
+    "other cells": (r'"cell": \[6', '"cell": [5', r"58x50 pixels, which is no grid of pictures of \(5, 7\)"),
+    "half a character": (r'"method": "reflow', r'"method": "\\udcff', r"teacher\.json has '\\udcff' in its text"),
     "sheet of text": (r"teacher-steps-1.png", "teacher.json", "sheet 'teacher.json' is no PNG"),
 }
 
@@ -308,7 +328,8 @@ def test_sheets_of_other_sizes_are_refused(files, tmp_path, refusal):
     told = refusal("report", files[0], "--out", tmp_path / "page")
     assert re.search(r"teacher\.json: sheet 'teacher-steps-4\.png' holds pictures \(1, 3.*; expected \(4, 3", told)
     Image.new("L", (40, 40), 9).save(files[0].parent / "teacher-steps-4.png")
-    assert "has no grey lines between pictures" in refusal("report", files[0], "--out", tmp_path / "page")
+    told = refusal("report", files[0], "--out", tmp_path / "page")
+    assert "has 40x40 pixels, which is no grid of pictures of (6, 7) with gaps of 1 at scale 2" in told
     (files[0].parent / "teacher-steps-4.png").write_bytes(b"\x89PNG\r\n\x1a\n....")
     assert "can't be read" in refusal("report", files[0], "--out", tmp_path / "page")
 
@@ -356,29 +377,6 @@ def test_a_file_of_pyflow_eval_itself(judge, tiny_checkpoint, tmp_path):  # noqa
     assert f"{rows[-1]['against']['ssim']:.3f}" in distances
     sheet = np.asarray(Image.open(tmp_path / "page" / "same-seeds.png"))
     assert np.array_equal(sheet[:66], sheet[65 * 2 : 65 * 2 + 66]), "one step is the same on both grids"
-
-
-# ---- pyflow bench --json
-def test_bench_keeps_what_it_prints(tiny_engine, tmp_path, capsys):
-    out = tmp_path / "times.json"
-    words = ["bench", str(tiny_engine), "--steps", "1", "2", "--batch", "1", "3", "--threads", "1", "--json", str(out)]
-    assert main(words) == 0
-    printed = re.findall(r"^ +(\d+) +(\d+) +([\d.]+) +([\d.]+) +([\d.]+)$", capsys.readouterr().out, re.M)
-    _, (bench,) = report_files.read([out])
-    assert [(row.steps, row.batch) for row in bench.rows] == [(1, 1), (1, 3), (2, 1), (2, 3)]
-    for row, (_, _, *shown) in zip(bench.rows, printed, strict=True):
-        assert [f"{ms:.2f}" for ms in (row.median_ms, row.p99_ms, row.ms_per_image)] == shown
-    assert bench.name == "times"
-    assert bench.facts["threads"] == 1
-    assert bench.facts["command"].startswith("pyflow bench tiny.engine --steps 1 2 --batch 1 3 --guidance 1 --threads")
-    assert str(tmp_path) not in out.read_text()
-    made([out], tmp_path / "page")
-
-
-@pytest.mark.parametrize("name", ["times.txt", "nowhere/times.json"])
-def test_bench_refuses_its_file_before_it_times(name, tiny_engine, clean_refusal, no_native):
-    told = clean_refusal("bench", tiny_engine, "--json", name)
-    assert f"--json is '{name}'; expected a name that ends in .json, in a folder that is there" in told
 
 
 def test_numbers_have_the_decimals_of_their_column(rng):
