@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 OWN, ALL = "own", "all"
 SCALE_LIMIT, COUNT_LIMIT, PRESUMED = 64, 1024, 32
+PIXELS_LIMIT = 2**26  # of a sheet
 _KINDS = ", ".join([*masks.KINDS, *masks.GROUPS])
 
 
@@ -56,6 +57,7 @@ def draw_masks(arguments: argparse.Namespace) -> None:
         raise InvalidInput(f"--size is {size}, the own mask has {own.shape[1:]} pixels; expected no --size beside it")
     height, width = own.shape[1:] if own is not None else (PRESUMED if size is None else size,) * 2
     kinds = [*masks.KINDS, *masks.GROUPS] if arguments.kind == ALL else [arguments.kind]
+    _refuse_large(columns * (len(kinds) + (own is not None)), height, width, scale)
     rows = {kind: masks.draw(kind, height, width, columns, seed=arguments.seed) for kind in kinds}
     if own is not None:
         rows[OWN] = np.broadcast_to(own, (columns, *own.shape))
@@ -75,12 +77,18 @@ def inpaint(arguments: argparse.Namespace) -> None:
     out, scale = writable(arguments.out), count("scale", arguments.scale, 1, SCALE_LIMIT)
     results = count("count", arguments.count, 1, COUNT_LIMIT)
     count("steps", arguments.steps, 1, STEPS_LIMIT)
+    if arguments.resamples == 1 and arguments.jump != 1:
+        raise InvalidInput(
+            f"--jump is {arguments.jump} and --resamples 1, which passes no stretch again; expected --resamples 2 or "
+            "more, or no --jump"
+        )
     opened = open_image(arguments.image)
     flow = open_source(arguments.source, arguments.threads, arguments.device)
     shape = flow.picture_shape
+    _, height, width = shape
+    _refuse_large(results + 2, height, width, scale)
     image = read_image(opened, shape)
     if arguments.mask in (*masks.KINDS, *masks.GROUPS):
-        height, width, _ = image.shape
         mask = masks.draw(arguments.mask, height, width, 1, seed=arguments.seed)[0]
     else:
         mask = read_mask(open_image(_mask_file(arguments.mask)), shape)
@@ -94,6 +102,15 @@ def inpaint(arguments: argparse.Namespace) -> None:
     grid_of(shown, min(len(shown), 10), scale).save(out)
     calls, ms = len(output.row_seconds), 1e3 * output.row_seconds.sum()
     print(f"original, masked, {results} results of {calls} calls in {ms:.1f} ms, {mask.mean():.0%} repainted: {out}")
+
+
+def _refuse_large(pictures: int, height: int, width: int, scale: int) -> None:
+    pixels = pictures * height * width * scale**2
+    if pixels > PIXELS_LIMIT:
+        raise InvalidInput(
+            f"{pictures} pictures of {height}x{width} at --scale {scale} make a sheet of {pixels:,} pixels; expected "
+            f"{PIXELS_LIMIT:,} at most: lower --count, --scale or the size"
+        )
 
 
 def _mask_file(named: str) -> Path:

@@ -194,6 +194,7 @@ class Flow:
             raise InvalidInput(f"solver is {name!r}; expected one of {', '.join(core.SOLVERS)}")
         times = self._named_grid(grid, steps or 1) if isinstance(grid, str) else _times(grid, steps)
         plan = self.spec.plan(times, name)
+        jump = count("jump", jump, 1, STEPS_LIMIT)
         if count("resamples", resamples, 1, STEPS_LIMIT) == 1:
             return plan
         if name not in resampling.SOLVERS:
@@ -202,7 +203,7 @@ class Flow:
                 f"a resampling jump expected one of {', '.join(resampling.SOLVERS)}"
             )
         count("steps times resamples", len(plan) * resamples, 1, STEPS_LIMIT)
-        return resampling.resampled(self.spec.math_path, plan, times, resamples, count("jump", jump, 1, STEPS_LIMIT))
+        return resampling.resampled(self.spec.math_path, plan, times, resamples, jump)
 
     def _named_grid(self, grid: str, steps: int) -> Sequence[float]:
         if grid in core.GRIDS:

@@ -222,6 +222,7 @@ BAD = {
     "ab2": ({"solver": "ab2", "resamples": 2}, "solver 'ab2'"),
     "one step": ({"steps": 1, "resamples": 2}, "jump is 1 of 1 steps; .* expected more than 1 steps, or resamples=1"),
     "a long jump": ({"steps": 4, "resamples": 2, "jump": 4}, "jump is 4 of 4 steps"),
+    "a jump back, passed once": ({"steps": 4, "jump": -3}, "jump is -3; expected 1 to"),
     "no jump": ({"steps": 4, "resamples": 2, "jump": 0}, "jump is 0; expected 1 to"),
     "no passes": ({"resamples": 0}, "resamples is 0; expected 1 to"),
     "half a pass": ({"resamples": 1.5}, "resamples is 1.5; expected an integer"),
