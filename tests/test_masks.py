@@ -130,14 +130,16 @@ def test_pairs_of_last_year_find_their_masks_again(kind, hashed):
     assert hashlib.sha256(drawn.tobytes()).hexdigest()[:16] == hashed
 
 
-def test_ten_thousand_masks_take_well_under_a_second():
+def test_ten_thousand_masks_are_drawn_at_once_and_not_one_by_one():
+    """A loop over pictures takes some ten seconds of the processor."""
+
     def seconds(kind: str) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         draw(kind, 32, 32, 10_000)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
     for kind in ALL:
-        assert min(seconds(kind) for _ in range(3)) < 1, kind
+        assert min(seconds(kind) for _ in range(3)) < 3, kind
 
 
 @pytest.mark.parametrize("package", ["numpy", "torch"])
