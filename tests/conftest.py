@@ -105,3 +105,41 @@ def no_native(monkeypatch):
         pytest.fail("native code was called")
 
     monkeypatch.setattr(native, "sample", called)
+
+
+@pytest.fixture
+def judge(tmp_path, monkeypatch):
+    """The folder of a classifier of a data set of the tiny network's pictures."""
+    from pyflow.training import classifier, data
+    from pyflow.training.data import Dataset
+    from tiny import UNET
+
+    from pyflow import commands
+
+    def pictures(part="train"):
+        drawn = torch.randn(240, *UNET.shape, generator=torch.Generator().manual_seed(len(part)))
+        labels = torch.arange(240) % UNET.classes
+        return Dataset("tiny", (0.3 * drawn + 0.3 * labels[:, None, None, None]).clamp(-1, 1), labels, UNET.classes)
+
+    monkeypatch.setitem(data.DATASETS, "tiny", pictures)
+    monkeypatch.setenv("PYFLOW_CACHE", str(tmp_path / "cache"))
+    train = classifier.train_classifier
+    monkeypatch.setattr(classifier, "train_classifier", lambda dataset: train(dataset, steps=2))
+    commands.train_judge(tmp_path / "judge", "tiny")
+    return tmp_path / "judge"
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """How many pictures each plan was asked for."""
+    from pyflow.sampler import Flow
+
+    asked: dict[int, int] = {}
+    sample = Flow.sample
+
+    def counted(flow, batch=1, **words):
+        asked[words["steps"]] = asked.get(words["steps"], 0) + batch
+        return sample(flow, batch, **words)
+
+    monkeypatch.setattr(Flow, "sample", counted)
+    return asked
