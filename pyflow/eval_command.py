@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from . import core
+from .bench_command import refuse_unwritable_name
 from .errors import InvalidInput
 from .sampler import SEARCHED
 
@@ -42,6 +43,7 @@ def add(made: argparse.ArgumentParser, data: str) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from .evaluation import Against, Setting, evaluate
 
+    refuse_unwritable_name(arguments.name)
     arguments.out = arguments.out or (SEARCH if arguments.search_grid else EVAL)
     of_teacher = {"steps": arguments.against_steps, "guidance": arguments.against_guidance}
     named = {name: value for name, value in of_teacher.items() if value is not None}

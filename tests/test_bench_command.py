@@ -23,8 +23,12 @@ def test_bench_keeps_what_it_prints(tiny_engine, tmp_path, capsys):
     assert str(tmp_path) not in out.read_text()
 
 
-def test_a_name_that_no_page_can_hold_is_refused_before_it_is_timed(tiny_engine, clean_refusal, no_native):
-    told = clean_refusal("bench", tiny_engine, "--name", "a\udcff", "--json", "times.json")
+@pytest.mark.parametrize("command", ["bench", "eval"])
+def test_a_name_that_no_page_can_hold_is_refused_before_anything_is_made(
+    command, tiny_engine, clean_refusal, no_native
+):
+    asked = {"bench": ["--json", "a.json"], "eval": ["--data", "digits", "--features", "classifier:c"]}[command]
+    told = clean_refusal(command, tiny_engine, "--name", "a\udcff", *asked)
     assert r"--name is 'a\udcff'; expected text in UTF-8" in told
 
 

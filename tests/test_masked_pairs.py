@@ -175,7 +175,6 @@ def test_other_masks_are_other_pairs(inpainter, tmp_path, refusal, change):
 
 
 # ---- a student of them
-@pytest.mark.slow
 def test_a_student_of_one_step_fills_a_hole_by_what_is_kept(tmp_path, seed):
     """Change what is kept and the hole changes; a network that is told nothing of it makes the same hole."""
     digits, teacher, student = load_dataset("digits"), tmp_path / "teacher", tmp_path / "student"
