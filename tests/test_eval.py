@@ -270,7 +270,6 @@ def test_the_search_finds_a_grid_that_is_known(rng):
     assert tried[0].times == (0, 0.25, 0.5, 0.75, 1)
     assert len(tried) == 2 + SWEEPS * 3 * 5
     assert min(one.frechet for one in tried) < 0.3 * min(tried[0].frechet, tried[1].frechet) + 0.02
-    assert len(set(tried)) == len(tried)
 
 
 @pytest.mark.parametrize("kind", ["engine", "checkpoint"])

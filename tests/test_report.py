@@ -10,7 +10,7 @@ import pytest
 from eval_files import CLASSES, SEEDS, SIDE, interval, write, write_bench, write_eval
 from markup import Page
 from PIL import Image
-from test_eval import judge, setting_of  # noqa: F401
+from test_eval import setting_of
 
 from pyflow import report, report_files, studies
 from pyflow.charts import Chart
@@ -362,7 +362,7 @@ def test_the_command_writes_a_page(files, tmp_path, capsys):
     assert Page((tmp_path / "page" / "index.html").read_text()).words["p"][0] in out
 
 
-def test_a_file_of_pyflow_eval_itself(judge, tiny_checkpoint, tmp_path):  # noqa: F811
+def test_a_file_of_pyflow_eval_itself(judge, tiny_checkpoint, tmp_path):
     """Two evaluations of a tiny network, one beside the other, as the command writes them."""
     base, steps = setting_of(judge), (1, 3)
     evaluate(tiny_checkpoint, steps, base, tmp_path / "teacher.json")
