@@ -33,17 +33,18 @@ class Tried(NamedTuple):
 
 
 def search(distance: Callable[[Times], float], steps: int, shown: Callable[[], object] = lambda: None) -> list[Tried]:
-    """All grids that were tried, in their order: the named ones, then each time of the best one in turn.
+    """All grids that were tried, once each and in their order: the named ones, then each time of the best one in turn.
 
     A time is moved by golden section between its neighbours, in the second sweep half as far; a sweep starts each time
     at the best grid so far.
     """
-    tried: list[Tried] = []
+    found: dict[Times, float] = {}  # a second sweep comes by some of the first one's grids again
 
     def ask(times: Times) -> float:
-        tried.append(Tried(times, distance(times)))
+        if times not in found:
+            found[times] = distance(times)
         shown()
-        return tried[-1].frechet
+        return found[times]
 
     def moved(grid: Times, place: int, time: float) -> float:
         return ask((*grid[:place], time, *grid[place + 1 :]))
@@ -52,11 +53,11 @@ def search(distance: Callable[[Times], float], steps: int, shown: Callable[[], o
         ask(grid(steps))
     for sweep in range(SWEEPS):
         for place in range(1, steps):
-            best = min(tried, key=lambda one: one.frechet).times
+            best = min(found, key=found.__getitem__)
             reach = 0.5**sweep
             low, high = (best[place] + reach * (best[place + side] - best[place]) for side in (-1, 1))
             _golden(partial(moved, best, place), low, high)
-    return tried
+    return [Tried(times, frechet) for times, frechet in found.items()]
 
 
 def _golden(value: Callable[[float], float], low: float, high: float) -> None:

@@ -259,16 +259,20 @@ def test_a_training_curve_is_that_of_the_run_and_of_whole_lines(tmp_path):
 def test_the_search_finds_a_grid_that_is_known(rng):
     """A distance with its minimum at times that are drawn here."""
     best = np.sort(rng.uniform(0.1, 0.9, 3))
+    asked, measured = [], []
 
     def distance(times):
+        measured.append(times)
         assert times[0] == 0
         assert times[-1] == 1
         assert all(s < t for s, t in zip(times, times[1:]))
         return float(np.square(np.array(times[1:-1]) - best).sum())
 
-    tried = search(distance, 4)
+    tried = search(distance, 4, lambda: asked.append(True))
     assert tried[0].times == (0, 0.25, 0.5, 0.75, 1)
-    assert len(tried) == 2 + SWEEPS * 3 * 5
+    assert len(asked) == 2 + SWEEPS * 3 * 5
+    assert [one.times for one in tried] == measured
+    assert len(set(tried)) == len(tried)
     assert min(one.frechet for one in tried) < 0.3 * min(tried[0].frechet, tried[1].frechet) + 0.02
 
 
