@@ -226,7 +226,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "train a teacher, distil a student, export both, compare them in a report")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run's folder")
-    demo.add_argument("--report", type=Path, default=Path("report"), help="the report's folder")
+    demo.add_argument("--report", type=Path, default=Path("report/demo"), help="the report's folder")
 
     train = command("train", _train, "train on data by any method, or the classifier that judges its pictures")
     train.add_argument("recipe", help=f"one of {', '.join([*TEACHERS, *TUNED, CLASSIFIER])}")

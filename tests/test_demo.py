@@ -9,8 +9,9 @@ from markup import Page
 from PIL import Image
 from pyflow.training import classifier, recipes
 
-from pyflow import demo, demo_page, quality
+from pyflow import cli, demo, demo_page, quality
 from pyflow.demo_page import Measure, Report
+from pyflow.studies import STUDIES
 
 
 @pytest.fixture
@@ -87,3 +88,10 @@ def test_the_demo(tmp_path, monkeypatch, capsys):
         assert before.distance == pytest.approx(after.distance, rel=1e-3)
         assert before.label_accuracy == pytest.approx(after.label_accuracy, abs=0.02)
     assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_no_report_lies_inside_another_which_would_refuse_to_be_replaced():
+    folders = [cli.parse(words).report for words in (["demo"], *(["report", name] for name in STUDIES))]
+    folders.append(cli.parse(["report", "a.json"]).out)
+    inside = [(one, other) for one in folders for other in folders if one is not other and other.is_relative_to(one)]
+    assert len(folders) == 5 and not inside
