@@ -94,4 +94,5 @@ def test_no_report_lies_inside_another_which_would_refuse_to_be_replaced():
     folders = [cli.parse(words).report for words in (["demo"], *(["report", name] for name in STUDIES))]
     folders.append(cli.parse(["report", "a.json"]).out)
     inside = [(one, other) for one in folders for other in folders if one is not other and other.is_relative_to(one)]
-    assert len(folders) == 5 and not inside
+    assert len(folders) == 5
+    assert not inside
