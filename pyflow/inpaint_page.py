@@ -1,7 +1,7 @@
 """The inpainting study's figures as a page, its pictures and results.json."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ WHOLE, HOLE = AREAS = "whole picture", "hole"
 SHOWN = 10  # pictures a row
 CELL = 72  # screen pixels of a picture
 EVERY = "all"
+NAMES = {"nmse": "NMSE", "psnr": "PSNR", "ssim": "SSIM", "ssim_every_pixel": "SSIM, every pixel", "lpips": "LPIPS"}
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,14 @@ class Errors:
     error: np.ndarray
     power: np.ndarray
     ssim: np.ndarray
+    ssim_every_pixel: np.ndarray | None = None
     lpips: np.ndarray | None = None
 
     @classmethod
     def joined(cls, parts: "Sequence[Errors]") -> "Errors":
         """Those of all parts, in their order."""
-        every = zip(*((part.error, part.power, part.ssim) for part in parts))
-        error, power, ssim = (np.concatenate(column) for column in every)
-        lpips = [part.lpips for part in parts if part.lpips is not None]
-        return cls(error, power, ssim, np.concatenate(lpips) if lpips else None)
+        columns = {one.name: [getattr(part, one.name) for part in parts] for one in fields(cls)}
+        return cls(**{name: np.concatenate(column) for name, column in columns.items() if column[0] is not None})
 
     def over(self, chosen: np.ndarray) -> dict[str, float]:
         """The figures of a set: NMSE and PSNR are those of its mean error, NMSE 1 where black came back otherwise."""
@@ -52,9 +52,9 @@ class Errors:
         told = {
             "nmse": error / power if power else float(error > 0),
             "psnr": min(float(decibels(np.array(error))), MOST_DECIBELS),
-            "ssim": float(self.ssim[chosen].mean()),
         }
-        return told if self.lpips is None else {**told, "lpips": float(self.lpips[chosen].mean())}
+        means = {"ssim": self.ssim, "ssim_every_pixel": self.ssim_every_pixel, "lpips": self.lpips}
+        return told | {name: float(values[chosen].mean()) for name, values in means.items() if values is not None}
 
 
 MOST_DECIBELS = 99.0  # of equal pictures, whose PSNR is infinite, which no JSON and no chart holds
@@ -106,9 +106,8 @@ class Found:
 
     def __str__(self) -> str:
         heads, lines = _lines(self)
-        return "\n".join(
-            "".join(f"{cell:>{15 if place > 2 else 11}}" for place, cell in enumerate(line)) for line in [heads, *lines]
-        )
+        widths = [2 + max(map(len, column)) for column in zip(heads, *lines)]
+        return "\n".join("".join(f"{cell:>{wide}}" for cell, wide in zip(line, widths)) for line in [heads, *lines])
 
 
 def write(found: Found, folder: Path) -> None:
@@ -178,7 +177,7 @@ def _steps(found: Found, fresh: Path) -> str:
 
 def _lines(found: Found) -> tuple[list[str], list[list[str]]]:
     measured = {area: [*next(iter(found.errors.values()))[area].over(np.array([0]))] for area in AREAS}
-    heads = [f"{area.removesuffix(' picture')} {name.upper()}" for area, names in measured.items() for name in names]
+    heads = [f"{area.removesuffix(' picture')} {NAMES[name]}" for area, names in measured.items() for name in names]
     lines = [
         [
             *(plan.mask, plan.method, str(plan.steps)),

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from . import commands, masks, native
 from .errors import InvalidInput
-from .inpaint_page import AREAS, BASE, HOLE, SHOWN, TUNED, WHOLE, Errors, Found, Plan, write
+from .inpaint_page import AREAS, BASE, HOLE, NAMES, SHOWN, TUNED, WHOLE, Errors, Found, Plan, write
 from .loading import load
 from .pictures import hidden
 from .sampler import STEPS_LIMIT, Flow, Known
-from .similarity import mse, ssim
+from .similarity import mse, ssim, ssim_every_pixel
 from .timing import machine
 from .training import perceptual
 from .training.data import LAWS, Dataset, class_names, load_dataset, values
@@ -183,7 +183,7 @@ def _errors(real: np.ndarray, made: np.ndarray, drawn: np.ndarray) -> dict[str, 
         with torch.inference_mode():
             lpips = perceptual.lpips_distance(x, y).numpy()
     return {
-        WHOLE: Errors(mse(real, made), power, ssim(real, made), lpips),
+        WHOLE: Errors(mse(real, made), power, ssim(real, made), ssim_every_pixel(real, made), lpips),
         HOLE: Errors(mse(real, made, drawn), power, ssim(real, made, drawn)),
     }
 
@@ -198,7 +198,8 @@ def _protocol(setting: Setting, flows: Mapping[str, Flow], count: int) -> str:
         f"Figures of the {AREAS[0]} hold the kept pixels, those of the {AREAS[1]} do not. PSNR is that of the mean "
         "squared error over the set, never above the mean of the pictures' PSNRs; NMSE is that error over the mean "
         "square of the real pictures, black being 0, in the hole too. SSIM has a Gaussian window of 11x11, sigma 1.5; "
-        "of the whole picture, over the windows inside it."
+        f"of the whole picture, over the windows inside it; {NAMES['ssim_every_pixel']}: over a window around each of "
+        "its pixels, the picture mirrored at its borders, so that a hole in the middle weighs no more than its share."
     )
 
 

@@ -69,6 +69,16 @@ def ssim(real: np.ndarray, made: np.ndarray, mask: np.ndarray | None = None) -> 
     return np.concatenate(found) if found else np.zeros(0)
 
 
+def ssim_every_pixel(real: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """The whole picture's with a window around every pixel, the picture being mirrored at its borders: (N,).
+
+    Above `ssim` where what differs lies in the middle: a pixel at the border, which few of the windows inside reach,
+    then has the weight of any other.
+    """
+    _checked(real, made, None)
+    return ssim(real, made, np.ones((1, *real.shape[1:3])))
+
+
 def _local(real: np.ndarray, made: np.ndarray, down: np.ndarray, across: np.ndarray) -> np.ndarray:
     """The similarity at each window: (N, rows, columns)."""
     x, y = (pictures.transpose(0, 3, 1, 2).astype(np.float64) for pictures in (real, made))

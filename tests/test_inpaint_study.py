@@ -15,7 +15,7 @@ from pyflow.cli import main
 from pyflow.errors import InvalidInput
 from pyflow.inpaint_page import BASE, EVERY, HOLE, METHODS, TUNED, WHOLE, Errors, Found, Plan
 from pyflow.inpaint_study import Setting
-from pyflow.similarity import mse, ssim
+from pyflow.similarity import mse, ssim, ssim_every_pixel
 from pyflow.spec import Spec
 
 MASKS, STEPS, SIDE = ("centre", "boxes", "half"), (1, 3), 16
@@ -32,12 +32,13 @@ def found() -> Found:
     drawn = {kind: masks.draw(kind, SIDE, SIDE, 5, seed=int(rng.integers(2**32))) for kind in MASKS}
     made, errors = {}, {}
     for plan in (Plan(method, kind, steps) for kind in MASKS for method in METHODS for steps in STEPS):
-        hole = drawn[plan.mask].transpose(0, 2, 3, 1) == 1
-        made[plan] = np.where(hole, rng.integers(256, size=real.shape, dtype=np.uint8), real)
+        inside = drawn[plan.mask].transpose(0, 2, 3, 1) == 1
+        made[plan] = np.where(inside, rng.integers(256, size=real.shape, dtype=np.uint8), real)
         power = np.square(real / 1.0).mean(axis=(1, 2, 3))
-        areas = {WHOLE: None, HOLE: drawn[plan.mask]}
+        pair, hole = (real, made[plan]), drawn[plan.mask]
         errors[plan] = {
-            area: Errors(mse(real, made[plan], m), power, ssim(real, made[plan], m)) for area, m in areas.items()
+            WHOLE: Errors(mse(*pair), power, ssim(*pair), ssim_every_pixel(*pair)),
+            HOLE: Errors(mse(*pair, hole), power, ssim(*pair, hole)),
         }
     return Found(
         "a <folder>",
@@ -73,6 +74,7 @@ def test_the_page_holds_every_part(report):
     assert "<bird>" not in page
     assert not re.search(r'(src|href)="http', page)
     assert page.count("<tr>") == 1 + len(MASKS) * len(STEPS) * len(METHODS)
+    assert [name in page for name in ("whole SSIM<", "whole SSIM, every pixel<", "hole SSIM<")] == [True] * 3
 
 
 def test_each_row_of_pictures_is_what_its_name_says(found, report):
@@ -102,6 +104,10 @@ def test_the_results_are_figures_of_the_pictures(found, report):
         assert row[WHOLE]["nmse"] == pytest.approx(off.mean() / power)
         assert row[WHOLE]["psnr"] == pytest.approx(10 * np.log10(255**2 / off.mean()))
         assert row[HOLE]["psnr"] < row[WHOLE]["psnr"] - 2
+        pair = found.real[chosen], found.made[plan][chosen]
+        assert row[WHOLE]["ssim"] == pytest.approx(ssim(*pair).mean())
+        assert row[WHOLE]["ssim_every_pixel"] == pytest.approx(ssim_every_pixel(*pair).mean())
+        assert "ssim_every_pixel" not in row[HOLE], "a hole's windows stand around each of its pixels as it is"
         if plan.mask != "boxes":  # whose holes differ in size, so that their mean errors have other weights
             assert row[HOLE]["nmse"] == pytest.approx(row[WHOLE]["nmse"] / {"centre": 1 / 4, "half": 1 / 2}[plan.mask])
             assert share == pytest.approx({"centre": 1 / 4, "half": 1 / 2}[plan.mask], abs=0.02)

@@ -7,7 +7,7 @@ import pytest
 
 from pyflow import masks
 from pyflow.errors import InvalidInput
-from pyflow.similarity import decibels, mse, nmse, psnr, ssim
+from pyflow.similarity import decibels, mse, nmse, psnr, ssim, ssim_every_pixel
 
 SHAPES = [(3, 16, 13, 3), (2, 32, 32, 1), (2, 11, 11, 1), (2, 8, 9, 3)]
 
@@ -62,6 +62,8 @@ def test_structural_similarity_is_that_of_a_slow_loop(rng, shape):
     hole = masks.draw("mixed", *shape[1:3], shape[0], seed=int(rng.integers(2**32)))
     expected = [ssim_by_hand(*of_picture) for of_picture in zip(real, made, hole[:, 0])]
     np.testing.assert_allclose(ssim(real, made, hole), expected, rtol=1e-9)
+    expected = [ssim_by_hand(*pair, np.full(shape[1:3], True)) for pair in zip(real, made)]
+    np.testing.assert_allclose(ssim_every_pixel(real, made), expected, rtol=1e-9)
 
 
 def test_structural_similarity_is_that_of_scikit_image(rng):
@@ -107,6 +109,16 @@ def test_the_hole_alone_is_looked_at(rng):
     one = hole[0]
     for measure in (mse, nmse, psnr, ssim):
         np.testing.assert_array_equal(measure(real, made, one), measure(real, made, hole))
+
+
+def test_a_hole_in_the_middle_weighs_its_share_where_every_pixel_has_a_window(rng):
+    """White noise in the centre of a quarter: windows inside the picture are 22x22, of which 16x16 lie in the hole."""
+    real = rng.integers(256, size=(20, 32, 32, 1), dtype=np.uint8)
+    made = real.copy()
+    made[:, 8:24, 8:24] = rng.integers(256, size=(20, 16, 16, 1), dtype=np.uint8)
+    inside, every = ssim(real, made).mean(), ssim_every_pixel(real, made).mean()
+    assert inside == pytest.approx(1 - 256 / 484, abs=0.05)
+    assert every == pytest.approx(1 - 256 / 1024, abs=0.05)
 
 
 def test_equal_pictures(rng):
@@ -157,6 +169,11 @@ BAD = {
     "a NaN": ((GOOD, GOOD, np.full((1, 8, 8), np.nan)), r"values such as \[nan\]"),
     "no hole": ((GOOD, GOOD, np.arange(2)[::-1, None, None, None] * np.ones((2, 1, 8, 8))), "mask 1 is 0 everywhere"),
 }
+
+
+def test_a_window_around_every_pixel_needs_pictures_too():
+    with pytest.raises(InvalidInput, match="real pictures are float64"):
+        ssim_every_pixel(GOOD / 1, GOOD)
 
 
 @pytest.mark.parametrize("measure", [mse, nmse, psnr, ssim])
