@@ -215,15 +215,27 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True)
 
 
-def test_the_readme_tells_the_truth():
-    """Each command that the README shows parses, and each file of its tree is there."""
-    readme = (ROOT / "README.md").read_text()
-    shown = re.findall(r"^    pyflow (.+)$", readme, re.M)
-    assert len(shown) >= 8
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_is_there(page):
+    """Each command parses; each target of make, each link and each file of results exists."""
+    text, makefile = page.read_text(), (ROOT / "Makefile").read_text()
+    shown = re.findall(r"^    pyflow (.+)$", text, re.M)
     for command in shown:
         parse(command.split())
-    for target in re.findall(r"^    make (\w+)", readme, re.M):
-        assert f"\n{target}:" in (ROOT / "Makefile").read_text()
+    targets = {name for line in re.findall(r"^([a-z][\w -]*):(?!=)", makefile, re.M) for name in line.split()}
+    made = re.findall(r"^    make ([\w-]+)|`make ([\w-]+)", text, re.M)
+    assert {one or other for one, other in made} <= targets
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    assert [name for name in re.findall(r"`(benchmarks/results/[^`]+)`", text) if not (ROOT / name).exists()] == []
+    assert shown or made or links
+
+
+def test_the_tree_of_the_readme_is_that_of_the_repository():
+    readme = (ROOT / "README.md").read_text()
     tree = readme.split("## The tree")[1].split("##")[0]
     folder = ROOT
     for line in tree.splitlines():
