@@ -133,7 +133,7 @@ def residual(name: str, live: Jumps, sg: Jumps, s: Tensor, t: Tensor, batch: Bat
     if name == "lsd":
         return slope(live.jump, (x, 0), (s, 0), (t, 1)) - sg.mean(sg.jump(x, s, t), t, t)
     if name == "esd":
-        return slope(live.jump, (x, 0), (s, 1), (t, 0)) + slope(sg.jump, (x, here), (s, 0), (t, 0))
+        return slope(live.jump, (x, here), (s, 1), (t, 0))
     if name.startswith("psd"):
         h = 0.5 if name == "psd-midpoint" else batch.coins[:, 2]
         u = h * s + (1 - h) * t
@@ -201,8 +201,9 @@ MUTANTS = {
     "LSD's target learns too": Mutant("lsd", "lsd", "torch.no_grad()", "torch.enable_grad()", False),
     "LSD without (t-s)": Mutant("lsd", "lsd", "mean + gap * rate", "mean + rate"),
     "b at the end": Mutant("esd", "esd", "phi(x, s, s)", "phi(x, t, t)"),
-    "the advected term turned": Mutant("esd", "esd", "+ gap * advected", "- gap * advected"),
-    "the advected term learns too": Mutant("esd", "esd", "torch.no_grad()", "torch.enable_grad()", False),
+    "ESD against the flow": Mutant("esd", "esd", "(velocity, torch.ones_like(s)", "(-velocity, torch.ones_like(s)"),
+    "the velocity learns too": Mutant("esd", "esd", "torch.no_grad()", "torch.enable_grad()", False),
+    "the derivative stands still": Mutant("esd", "esd", "* rate -", "* rate.detach() -", False),
     "shares swapped": Mutant(
         "psd-uniform",
         "_psd",

@@ -5,6 +5,7 @@ import sys
 import time
 import types
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from pyflow.training.classifier import Classifier
 from pyflow.training.logs import Log, folder_of, refuse_missing
+from pyflow.training.objectives import OBJECTIVES
 from pyflow.training.watch import Watch
 from tiny import UNET, network
 from tiny_runs import DROPOUT, MAP, RECIPE, Interrupted, data, interrupted, run, spec_of, whole
@@ -32,6 +34,12 @@ WATCHED = {
 
 def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder_of(folder) / "log.jsonl").read_text().splitlines()]
+
+
+def watch_of(setting) -> Watch:
+    spec = spec_of(setting)
+    loss_of = partial(OBJECTIVES[setting.objective].loss, spec=spec, options=setting.options)
+    return Watch(spec, data(setting), CPU, None, "dots", lambda net, batch: loss_of(net, batch=batch))
 
 
 def steps(folder) -> list[int]:
@@ -140,6 +148,7 @@ def test_watching_changes_nothing(tmp_path, setting):
     name = "points" if len(setting.network.shape) == 1 else "pixels-4x4"
     for sign in signs:
         assert sign["jvp-norm"] > 0
+        assert sign["fixed-loss"] > 0
         assert sign[f"frechet-4-steps/{name}"] > 0
         assert (sign.get("semigroup-error", 0) > 0) == (setting.network.times == 2)
     picture = np.asarray(Image.open(folder_of(tmp_path / "watched") / "step-000002.png"))
@@ -158,7 +167,7 @@ def test_a_network_that_has_diverged_is_watched_all_the_same(tmp_path):
     with torch.no_grad():
         start.leave.weight.mul_(1e30)
 
-    signs, picture = Watch(spec_of(DROPOUT), data(DROPOUT), torch.device("cpu"), None, "dots").look(start)
+    signs, picture = watch_of(DROPOUT).look(start)
     assert not np.isfinite(signs["frechet-4-steps/pixels-4x4"])
     assert picture is not None
 
@@ -194,11 +203,20 @@ class Opaque(torch.autograd.Function):
         return slope
 
 
+def test_the_fixed_loss_has_no_chance_of_its_own():
+    watched, net = watch_of(MAP), network(MAP.network, 0)
+    first = watched.look(net)[0]["fixed-loss"]
+    torch.rand(3)
+    assert watched.look(net)[0]["fixed-loss"] == first
+    with torch.no_grad():
+        next(net.parameters()).mul_(1.5)
+    assert watched.look(net)[0]["fixed-loss"] != first
+
+
 @pytest.mark.parametrize("shape", [(2000,), (300, 8, 8), (16, 8), (3, 4, 8, 8), (2, 8, 8), (1,)], ids=str)
 def test_any_shape_is_looked_at(shape):
-    setting = replace(RECIPE, network=Own("Line", shape))
-    draw = data(setting)
-    watched = Watch(spec_of(replace(setting, network=replace(setting.network, classes=3))), draw, CPU, None, "dots")
+    setting = replace(RECIPE, network=Own("Line", shape, classes=3))
+    watched = watch_of(setting)
     signs, picture = watched.look(Line(shape, opaque=False))
     assert not watched.failed
     assert np.isfinite([*signs.values()]).all(), signs
@@ -207,7 +225,7 @@ def test_any_shape_is_looked_at(shape):
 
 def test_a_sign_that_fails_is_missing_and_said_once(capsys):
     setting = replace(RECIPE, network=Own("Line", (2,), classes=3))
-    watched = Watch(spec_of(setting), data(setting), CPU, None, "dots")
+    watched = watch_of(setting)
     for _ in range(2):
         signs, picture = watched.look(Line((2,), opaque=True))
         assert np.isnan(signs["jvp-norm"])

@@ -21,7 +21,7 @@ from pyflow.spec import Spec
 from . import logs as logging
 from . import perceptual
 from .averages import averages
-from .batch import Batch, Draw, drop_labels
+from .batch import Batch, Draw, Losses, drop_labels
 from .classifier import Classifier
 from .distributed import World, forked, join
 from .fields import to_yaml
@@ -85,6 +85,9 @@ def train(
         weighted = losses.each if run.weight is None else run.weight.weigh(losses)
         return torch.stack([weighted.mean(), losses.square.detach().mean()])
 
+    def looked_at(net: nn.Module, batch: Batch) -> Losses:
+        return loss_each(net, spec, batch, recipe.options)
+
     def drawn() -> Batch:
         whole = draw(recipe.batch).to(world.device).part(world.rank, world.size)
         return drop_labels(whole, spec, recipe.label_dropout)
@@ -124,7 +127,7 @@ def train(
                     values["weighted"] = loss.item()
                 bar.set_postfix(loss=f"{values['loss']:.4f}", norm=f"{values['norm']:.2f}")
                 if looks:
-                    watched = watched or Watch(spec, draw, world.device, judge, recipe.data)
+                    watched = watched or Watch(spec, draw, world.device, judge, recipe.data, looked_at)
                     signs, picture = watched.look(run.averages[0].model)
                     values |= signs
                 log.write(ended, values, picture)

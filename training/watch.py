@@ -14,7 +14,7 @@ from pyflow.core import VELOCITY
 from pyflow.spec import Spec
 
 from . import health, preview
-from .batch import Draw
+from .batch import Batch, Draw, Losses
 from .classifier import Classifier
 from .distributed import forked
 
@@ -22,15 +22,22 @@ if TYPE_CHECKING:
     import PIL.Image
 
 T = TypeVar("T")
+LossOf = Callable[[nn.Module, Batch], Losses]
 STEPS, SHOWN = (1, 2, 4), 8
-SEED, PICTURES, POINTS, PROBED = 7, 256, 1024, 32
+SEED, PICTURES, POINTS, PROBED, WEIGHED = 7, 256, 1024, 32, 128
+FIXED_LOSS = "fixed-loss"
 
 
 class Watch:
-    """A fixed batch of the data, and what is measured with it; `judge`, a classifier of it, lends its features."""
+    """A fixed batch of the data, and what is measured with it; `judge`, a classifier of it, lends its features.
 
-    def __init__(self, spec: Spec, draw: Draw, device: torch.device, judge: Classifier | None, data: str) -> None:
-        self.spec = spec
+    On the same samples, times and noise an objective's loss has no chance of its own: a hundred steps show in it.
+    """
+
+    def __init__(
+        self, spec: Spec, draw: Draw, device: torch.device, judge: Classifier | None, data: str, loss_of: LossOf
+    ) -> None:
+        self.spec, self.loss_of = spec, loss_of
         pictures = len(spec.network.shape) == 3
         with forked(device):
             torch.manual_seed(SEED)
@@ -47,6 +54,10 @@ class Watch:
         plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         name, features = self.features
 
+        def loss() -> float:
+            with torch.no_grad():
+                return float(self.loss_of(plain, self.real.between(0, WEIGHED)).square.mean())
+
         def distance() -> float:
             made = preview.states(net, spec, STEPS[-1], self.real)
             with torch.no_grad():
@@ -61,7 +72,10 @@ class Watch:
                     shown = shown._replace(label=labels)
             return preview.picture([preview.states(net, spec, steps, shown) for steps in STEPS], self.real.image)
 
-        signs = {"jvp-norm": self._tried("jvp-norm", partial(health.jvp_norm, plain, spec, probed, told), math.nan)}
+        signs = {
+            FIXED_LOSS: self._tried(FIXED_LOSS, loss, math.nan),
+            "jvp-norm": self._tried("jvp-norm", partial(health.jvp_norm, plain, spec, probed, told), math.nan),
+        }
         if spec.network.times == 2 and spec.prediction == VELOCITY:
             error = partial(health.semigroup_error, net, spec, probed, told)
             signs["semigroup-error"] = self._tried("semigroup-error", error, math.nan)
