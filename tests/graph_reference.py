@@ -9,9 +9,20 @@ from pyflow.engines.graph import BUFFER, HEADER, NO_WEIGHTS, NONE, OPERATION, TE
 from pyflow.export.packing import NARROW_PANEL, PANEL, STEP, bfloat16
 
 DTYPES = {Type.F32: np.float32, Type.BF16: np.uint16, Type.S8: np.int8}
-# B^T and A^T of Winograd's F(2,3).
-INPUT2 = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-OUTPUT2 = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
+TILES = {Algorithm.WINOGRAD2: (2, 2), Algorithm.WINOGRAD4: (4, 4), Algorithm.WINOGRAD2X4: (2, 4)}
+
+
+def _toom_cook(*points):
+    """G, B^T and A^T of Winograd's algorithm: a product of polynomials by its values at these points and infinity."""
+    others = [[other for other in points if other != point] for point in points]
+    norms = [np.prod(np.subtract(point, rest)) for point, rest in zip(points, others)]
+    filters = [[point**k / abs(norm) for k in range(3)] for point, norm in zip(points, norms)]
+    inputs = [np.sign(norm) * np.array([*np.poly(rest)[::-1], 0]) for rest, norm in zip(others, norms)]
+    outputs = [[point**k for point in points] + [k == len(points) - 2] for k in range(len(points) - 1)]
+    return np.array([*filters, [0, 0, 1]]), np.array([*inputs, np.poly(points)[::-1]]), np.array(outputs)
+
+
+TRANSFORMS = {2: _toom_cook(0, 1, -1), 4: _toom_cook(0, 5 / 8, -5 / 8, 3 / 2, -3 / 2)}
 
 
 def rounded(values):
@@ -98,8 +109,9 @@ class Reference:
 
     def convolve(self, operation):
         x, outputs = self.view(operation["input"]), int(self.tensors[operation["output"]]["channels"])
-        if operation["algorithm"] == Algorithm.WINOGRAD2 and operation["weights_type"] == Type.BF16:
-            y = self.winograd2(x, self.taps(operation, x.shape[-1], outputs, 16))
+        algorithm = Algorithm(operation["algorithm"])
+        if algorithm != Algorithm.DIRECT and operation["weights_type"] == Type.BF16:
+            y = self.winograd(x, operation, outputs, *TILES[algorithm])
         else:
             y = self.direct(x, self.taps(operation, x.shape[-1], outputs, operation["taps"] ** 2), operation)
         if operation["scales"] != NO_WEIGHTS:
@@ -152,14 +164,23 @@ class Reference:
         zero = maker["zero"] if operation["weights_type"] == Type.S8 else 0
         return np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=zero)
 
-    def winograd2(self, x, taps):
+    def winograd(self, x, operation, outputs, rows, columns):
+        """Its transformed inputs and weights are bfloat16; the file holds the taps, or of F(2,3) every position."""
         batch, height, width, inputs = x.shape
+        (down, from_rows, to_rows), (across, from_columns, to_columns) = TRANSFORMS[rows], TRANSFORMS[columns]
+        shape = rows + 2, columns + 2
+        if operation["algorithm"] == Algorithm.WINOGRAD2:
+            weights = self.taps(operation, inputs, outputs, 16).reshape(*shape, inputs, outputs)
+        else:
+            taps = self.taps(operation, inputs, outputs, 9).reshape(3, 3, inputs, outputs)
+            weights = rounded(np.einsum("ia,jb,abco->ijco", down, across, taps))
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = np.empty((batch, height, width, taps.shape[2]), self.dtype)
-        for top in range(0, height, 2):
-            for left in range(0, width, 2):
-                tile = padded[:, top : top + 4, left : left + 4]
-                moved = rounded(np.einsum("ia,jb,nabc->nijc", INPUT2, INPUT2, tile))
-                products = np.einsum("npc,pco->npo", moved.reshape(batch, 16, inputs), taps).reshape(batch, 4, 4, -1)
-                y[:, top : top + 2, left : left + 2] = np.einsum("ia,jb,nabo->nijo", OUTPUT2, OUTPUT2, products)
+        y = np.empty((batch, height, width, outputs), self.dtype)
+        for top in range(0, height, rows):
+            for left in range(0, width, columns):
+                tile = padded[:, top : top + shape[0], left : left + shape[1]]
+                moved = rounded(np.einsum("ia,jb,nabc->nijc", from_rows, from_columns, tile))
+                products = np.einsum("nijc,ijco->nijo", moved, weights)
+                made = np.einsum("ai,bj,nijo->nabo", to_rows, to_columns, products)
+                y[:, top : top + rows, left : left + columns] = made
         return y

@@ -26,9 +26,13 @@ from pyflow.export import native as exporter  # noqa: E402
 from pyflow.export.build import Order  # noqa: E402
 from pyflow.export.lowering import lower  # noqa: E402
 from pyflow.export.ways import (  # noqa: E402
+    BFLOAT16_WAYS,
     DIRECT_FLOAT,
+    FLOAT_WAYS,
     WAYS,
     WINOGRAD2_FLOAT,
+    WINOGRAD2X4_BFLOAT16,
+    WINOGRAD4_BFLOAT16,
     WINOGRAD4_FLOAT,
     Layer,
     Way,
@@ -40,10 +44,12 @@ from pyflow.spec import MLP, Spec, UNet, input_shape  # noqa: E402
 
 GUIDED = Spec(UNET, null_label=True)
 BFLOAT16, INT8 = Way(Algorithm.DIRECT, Type.BF16), Way(Algorithm.DIRECT, Type.S8)
+WINOGRAD2_BFLOAT16 = Way(Algorithm.WINOGRAD2, Type.BF16)
 NETWORKS = {
     "tiny": UNET,
     "attention everywhere": replace(UNET, attention=(4, 8), heads=4, times=2),
     "three levels, two blocks": UNet((3, 12, 20), 16, (1, 2, 3), 2, attention=(3,), heads=2, classes=0),
+    "tiles of every size": UNet((2, 16, 16), 8, (1, 2), 1, attention=(), heads=1, classes=0),
     "told of a mask": replace(UNET, shape=(2, 8, 8), extra=3),
     "one level": UNet((2, 5, 7), 8, (2,), 1, attention=(), heads=1, classes=2),
     "points": POINTS,
@@ -91,13 +97,13 @@ def test_the_operations_compute_the_network(name, way, rng):
     assert error(predicted(content, x, s, t, label), truth(model, (x, *told, label))) < 1e-5
 
 
-@pytest.mark.parametrize("way", WAYS["bf16"][:2], ids=str)
-@pytest.mark.parametrize("name", ["tiny", "three levels, two blocks", "points, wide"])
+@pytest.mark.parametrize("way", BFLOAT16_WAYS, ids=str)
+@pytest.mark.parametrize("name", ["tiny", "three levels, two blocks", "tiles of every size", "points, wide"])
 def test_bfloat16_layers_err_as_bfloat16_does(name, way, rng):
     spec = Spec(NETWORKS[name])
     model, given = network(spec.network, int(rng.integers(2**31))), draw(spec, rng)
     graph = lower(model, spec, preferring(way, "bf16", spec.network))
-    assert way in [Way(made.algorithm, made.weights_type) for made in graph.operations] or name == "points, wide"
+    assert way in [Way(made.algorithm, made.weights_type) for made in graph.operations] or name != "tiles of every size"
     assert 1e-5 < error(Reference(graph.to_bytes())(*given), truth(model, given)) < 3e-2
 
 
@@ -136,6 +142,9 @@ def test_sensitive_layers_stay_float32_in_every_precision():
         ({"width": 6}, "fp32", [WINOGRAD2_FLOAT, DIRECT_FLOAT]),
         ({"width": 7}, "fp32", [DIRECT_FLOAT]),
         ({"stride": 2}, "fp32", [DIRECT_FLOAT]),
+        ({}, "bf16", [WINOGRAD2X4_BFLOAT16, WINOGRAD2_BFLOAT16, BFLOAT16, *FLOAT_WAYS]),
+        ({"height": 16, "width": 16}, "bf16", [*BFLOAT16_WAYS, *FLOAT_WAYS]),
+        ({"height": 4}, "bf16", [WINOGRAD2X4_BFLOAT16, WINOGRAD2_BFLOAT16, BFLOAT16, WINOGRAD2_FLOAT, DIRECT_FLOAT]),
         ({"taps": 1}, "bf16", [BFLOAT16, DIRECT_FLOAT]),
         ({"taps": 1, "inputs": 6}, "bf16", [DIRECT_FLOAT]),
         ({"stride": 2}, "int8", [INT8, BFLOAT16, DIRECT_FLOAT]),
@@ -181,6 +190,8 @@ def test_the_fastest_way_over_both_batches_wins_and_of_ways_alike_the_most_preci
         "float": {WINOGRAD4_FLOAT: (1.0, 1.0), WINOGRAD2_FLOAT: (2.0, 2.0), DIRECT_FLOAT: (3.0, 3.0)},
     }
     assert tuning.fastest(times) == {"early": BFLOAT16, "alike": BFLOAT16, "float": WINOGRAD4_FLOAT}
+    gentler = tuning.fastest({**times, "alone": {INT8: (1.0, 1.0)}}, without=[INT8, WINOGRAD4_FLOAT])
+    assert gentler == {"early": BFLOAT16, "alike": BFLOAT16, "float": WINOGRAD2_FLOAT, "alone": INT8}
 
 
 class Timed:
@@ -273,7 +284,7 @@ def proofs(monkeypatch):
     return asked
 
 
-def test_beyond_its_bound_an_engine_is_built_again_with_its_most_precise_way(proofs, tiny_checkpoint, tmp_path, capsys):
+def test_beyond_its_bound_an_engine_is_built_again_more_precisely(proofs, tiny_checkpoint, tmp_path, capsys):
     algorithms = {}
     for proofs.failing in (0, 1):
         proofs.count = 0
@@ -282,11 +293,26 @@ def test_beyond_its_bound_an_engine_is_built_again_with_its_most_precise_way(pro
         algorithms[proofs.failing] = {Algorithm(made["algorithm"]) for made in Reference(content).operations}
         assert proofs.count == 1 + proofs.failing
         assert ("built again, more precisely: proof 1" in capsys.readouterr().out) == bool(proofs.failing)
-    assert algorithms[0] == {*Algorithm}
+    assert algorithms[0] == {Algorithm.DIRECT, Algorithm.WINOGRAD2, Algorithm.WINOGRAD4}
     assert algorithms[1] == {Algorithm.DIRECT, Algorithm.WINOGRAD2}
 
 
-@pytest.mark.parametrize(("precision", "proof"), [("fp32", 2), ("bf16", 1)])
+def test_bfloat16_beyond_its_bound_is_built_again_in_smaller_tiles(proofs, tmp_path, rng):
+    source = save(tmp_path / "checkpoint", Spec(NETWORKS["tiles of every size"]), int(rng.integers(2**31)))
+    taken = []
+    for proofs.failing in (0, 1, 2):
+        proofs.count = 0
+        export(source, tmp_path / "a.engine", "native", Order(precision="bf16"))
+        operations = Reference((tmp_path / "a.engine" / NETWORK).read_bytes()).operations
+        taken.append({Way(made["algorithm"], made["weights_type"]) for made in operations if made["weights_type"]})
+    assert taken == [
+        {WINOGRAD4_BFLOAT16, WINOGRAD2X4_BFLOAT16, BFLOAT16},
+        {WINOGRAD2X4_BFLOAT16, BFLOAT16},
+        {WINOGRAD2_BFLOAT16, BFLOAT16},
+    ]
+
+
+@pytest.mark.parametrize(("precision", "proof"), [("fp32", 2), ("bf16", 3), ("int8", 2)])
 def test_what_stays_beyond_its_bound_is_not_published(proofs, precision, proof, tiny_checkpoint, tmp_path):
     proofs.failing = 9
     with pytest.raises(certificate.ParityError, match=rf"proof {proof}\. Nothing was published"):

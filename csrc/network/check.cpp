@@ -140,7 +140,7 @@ class Checker {
 
     void check_arithmetic(const Operation& operation) const {
         const auto algorithm = static_cast<uint32_t>(operation.algorithm);
-        expect(algorithm <= static_cast<uint32_t>(Algorithm::winograd4), "algorithm", algorithm, "0 to 2");
+        expect(algorithm <= static_cast<uint32_t>(Algorithm::winograd2x4), "algorithm", algorithm, "0 to 3");
         expect(operation.taps == 1 || operation.taps == 3, "taps", operation.taps, "1 or 3");
         expect(operation.stride == 1 || (operation.stride == 2 && operation.taps == 3), "stride", operation.stride,
                "1, or 2 with 3 taps");
@@ -148,7 +148,7 @@ class Checker {
         const auto weights = static_cast<uint32_t>(operation.weights_type);
         expect(weights <= static_cast<uint32_t>(Type::s8), "weights' type", weights, "0 to 3");
         Type fits = input.type == Type::u8 ? Type::s8 : input.type;
-        if (operation.algorithm == Algorithm::winograd2 && operation.weights_type == Type::bf16) fits = Type::bf16;
+        if (operation.algorithm != Algorithm::direct && operation.weights_type == Type::bf16) fits = Type::bf16;
         expect(operation.weights_type == fits, "weights' type", name_of(operation.weights_type), name_of(fits));
         if (input.type == Type::u8)
             expect(operation.taps * operation.taps * input.channels <= kMostProducts, "input", input.text(),
@@ -159,9 +159,10 @@ class Checker {
         expect(input.type == Type::f32, "input", input.text(), "f32 for winograd");
         expect(operation.weights_type != Type::bf16 || input.channels % 2 == 0, "input", input.text(),
                "its channels in pairs, for bf16");
-        const uint32_t tile = operation.algorithm == Algorithm::winograd4 ? 4 : 2;
-        expect(input.height % tile == 0 && input.width % tile == 0, "input", input.text(),
-               tile == 4 ? "height and width in multiples of 4" : "height and width in multiples of 2");
+        const Tile tile = tile_of(operation.algorithm);
+        if (input.height % tile.height != 0 || input.width % tile.width != 0)
+            refuse(what("input"), input.text(),
+                   "height in multiples of " + text_of(tile.height) + " and width of " + text_of(tile.width));
     }
 
     void check_kind(const Operation& operation) {

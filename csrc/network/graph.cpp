@@ -127,8 +127,17 @@ const char* name_of(Kind kind) {
 }
 
 const char* name_of(Algorithm algorithm) {
-    static const char* const names[] = {"direct", "winograd2", "winograd4"};
+    static const char* const names[] = {"direct", "winograd2", "winograd4", "winograd2x4"};
     return names[static_cast<size_t>(algorithm)];
+}
+
+Tile tile_of(Algorithm algorithm) {
+    static constexpr Tile tiles[] = {{1, 1}, {2, 2}, {4, 4}, {2, 4}};
+    return tiles[static_cast<size_t>(algorithm)];
+}
+
+bool holds_positions(Algorithm algorithm, Type weights) {
+    return algorithm == Algorithm::winograd2 && weights == Type::bf16;
 }
 
 bool Shape::operator==(const Shape& other) const {
@@ -145,8 +154,8 @@ Shape shape_of(const Graph& graph, uint32_t tensor) {
 }
 
 uint64_t packed_bytes(const Operation& operation, int64_t inputs, int64_t outputs) {
-    const bool transformed = operation.algorithm == Algorithm::winograd2 && operation.weights_type == Type::bf16;
-    const uint64_t positions = transformed ? 16 : uint64_t{operation.taps} * operation.taps;
+    const bool transformed = holds_positions(operation.algorithm, operation.weights_type);
+    const uint64_t positions = transformed ? tile_of(operation.algorithm).positions() : operation.taps * operation.taps;
     const uint64_t together = operation.weights_type == Type::f32 ? 1 : operation.weights_type == Type::bf16 ? 2 : 4;
     // of a row of one to four numbers: four bytes a column, whatever their type
     const uint64_t rows = rounded_up(static_cast<uint64_t>(inputs), together) / together;

@@ -14,7 +14,7 @@ namespace pyflow::network {
 enum class Type : uint32_t { f32, bf16, u8, s8 };  // s8 is of weights only
 enum class Kind : uint32_t { load, waves, label, prepare, convolve, attend, store };
 // How a 3x3 convolution of stride 1 is computed; everything else is direct.
-enum class Algorithm : uint32_t { direct, winograd2, winograd4 };
+enum class Algorithm : uint32_t { direct, winograd2, winograd4, winograd2x4 };  // tiles of 2x2, 4x4, 2 rows by 4
 
 constexpr uint32_t kNone = 0xffffffff;         // no such tensor
 constexpr uint64_t kNoWeights = ~uint64_t{0};  // no such weights
@@ -45,8 +45,9 @@ struct Tensor {
 //             film when other is a tensor: y*(1+scale)+shift, scale = other[film_offset + c], shift = scale's +
 //             channels u8: clamp(round(y / scale) + zero, 0, 255)
 //   convolve  output (f32) <- act(taps x taps convolution of input + bias + other); input's type says the arithmetic
-//             (with winograd2 an f32 input and bf16 weights too). A linear layer is a 1x1 convolution of a 1x1 picture.
-//             int8: out = sum * scales[c] + bias[c], the input's zero point being folded into bias by the exporter
+//             (of winograd the weights' type, f32 or bf16; its input is f32). A linear layer is a 1x1 convolution of a
+//             1x1 picture. int8: out = sum * scales[c] + bias[c], the input's zero point being folded into bias by the
+//             exporter
 //   attend    output (f32, channels) <- attention over all pixels of the input (f32, 3*channels: q, k, v; each of
 //   `heads`);
 //             its products in `weights_type`, f32 or bf16

@@ -11,6 +11,18 @@ const char* name_of(Type type);
 const char* name_of(Kind kind);
 const char* name_of(Algorithm algorithm);
 
+// The outputs that Winograd's algorithm makes together.
+struct Tile {
+    uint32_t height, width;
+
+    uint32_t positions() const { return (height + 2) * (width + 2); }
+};
+
+Tile tile_of(Algorithm algorithm);
+
+// Whether the file holds the weights of every position, and not the nine taps that they are made of.
+bool holds_positions(Algorithm algorithm, Type weights);
+
 struct Shape {
     uint32_t height, width, channels;
     Type type;

@@ -11,6 +11,10 @@ PYFLOW_INLINE V load(const float* p) { return {_mm256_loadu_ps(p)}; }
 PYFLOW_INLINE void store(float* p, V a) { _mm256_storeu_ps(p, a.v); }
 PYFLOW_INLINE V load_some(const float* p, int64_t n) { return {_mm256_maskload_ps(p, first(n))}; }
 PYFLOW_INLINE void store_some(float* p, V a, int64_t n) { _mm256_maskstore_ps(p, first(n), a.v); }
+PYFLOW_INLINE V load_bf16(const uint16_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))};
+}
 PYFLOW_INLINE V set(float a) { return {_mm256_set1_ps(a)}; }
 PYFLOW_INLINE V operator+(V a, V b) { return {_mm256_add_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator-(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }

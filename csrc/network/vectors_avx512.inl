@@ -9,6 +9,10 @@ PYFLOW_INLINE void store(float* p, V a) { _mm512_storeu_ps(p, a.v); }
 PYFLOW_INLINE __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 PYFLOW_INLINE V load_some(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
 PYFLOW_INLINE void store_some(float* p, V a, int64_t n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+PYFLOW_INLINE V load_bf16(const uint16_t* p) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
 PYFLOW_INLINE V set(float a) { return {_mm512_set1_ps(a)}; }
 PYFLOW_INLINE V operator+(V a, V b) { return {_mm512_add_ps(a.v, b.v)}; }
 PYFLOW_INLINE V operator-(V a, V b) { return {_mm512_sub_ps(a.v, b.v)}; }

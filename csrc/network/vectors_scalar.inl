@@ -77,6 +77,9 @@ PYFLOW_INLINE float float_of(uint32_t bits) {
     std::memcpy(&a, &bits, 4);
     return a;
 }
+PYFLOW_INLINE V load_bf16(const uint16_t* p) {
+    return each([&](int i) { return float_of(uint32_t{p[i]} << 16); });
+}
 PYFLOW_INLINE void store_bf16(uint16_t* p, V a, int64_t n) {
     for (int64_t i = 0; i < n; ++i) p[i] = bf16_of(a.v[i]);
 }

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 
+#include "operations.hpp"
+
 namespace pyflow::network {
 
-// Tiles that are transformed, multiplied and transformed back together.
-int64_t winograd_block(int64_t m, int64_t inputs, int64_t outputs, int64_t tiles, bool transforms);
+// Tiles that are transformed, multiplied and transformed back together. `element` is the size of what is multiplied.
+int64_t winograd_block(Tile tile, int64_t inputs, int64_t outputs, int64_t tiles, int64_t element);
 
 }  // namespace pyflow::network

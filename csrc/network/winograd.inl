@@ -1,8 +1,8 @@
-// 3x3 convolutions by Winograd's F(m x m, 3x3): tiles of m x m outputs from (m+2) x (m+2) inputs, one small product for
-// each of the (m+2)^2 positions, 36/144 (m=4) or 16/36 (m=2) of the multiplications.
+// 3x3 convolutions by Winograd's F(m, 3) along each axis: tiles of m_y x m_x outputs from (m_y+2) x (m_x+2) inputs, one
+// small product for each of those positions: 16/36 (2x2), 24/72 (2x4) or 36/144 (4x4) of the multiplications.
 //
-// float32 weights are transformed here, a panel at a time, just before they are used: read as nine taps they are a
-// quarter of the bytes, and below L2 bytes are what a small batch waits for.
+// Weights are transformed here, a panel at a time, just before they are used: read as nine taps they are a quarter of
+// the bytes, and below L2 bytes are what a small batch waits for. Those of 2x2 in bfloat16 are transformed in the file.
 
 template <int m>
 struct Winograd;
@@ -68,24 +68,24 @@ struct Winograd<4> {
 
 // Where the parts of a call lie in its scratch. Positions are 64 bytes further apart than their size: at powers of two
 // all of them would compete for the same cache lines.
-template <int m, class P>
+template <int my, int mx, class P>
 struct WinogradPlan {
-    static constexpr int positions = (m + 2) * (m + 2);
-    static constexpr bool transforms = std::is_same<P, F32>::value;
-    static constexpr int64_t element = transforms ? 4 : 2;
+    static constexpr int ny = my + 2, nx = mx + 2, positions = ny * nx;
+    static constexpr int64_t element = std::is_same<P, F32>::value ? 4 : 2;
+    static constexpr bool transforms = element == 4 || my * mx > 4;  // as holds_positions says
 
     explicit WinogradPlan(const Convolve& c)
         : inputs(c.input.channels),
           panels((c.output.channels + kPanel - 1) / kPanel),
-          across(c.output.width / m),
-          down(c.output.height / m),
+          across(c.output.width / mx),
+          down(c.output.height / my),
           tiles(c.pictures * across * down),
-          block(winograd_block(m, inputs, c.output.channels, tiles, transforms)),
+          block(winograd_block({my, mx}, inputs, c.output.channels, tiles, element)),
           blocks((tiles + block - 1) / block),
           row_bytes(inputs * element),
           input_position(block * row_bytes + 64),
           sum_position(block * kPanel + 16),
-          filter_position(inputs * kPanel * 4 + 64),
+          filter_position(row_bytes * kPanel + 64),
           filter_panel(filter_position * positions) {
         auto* at = static_cast<uint8_t*>(c.scratch);
         transformed = at;
@@ -93,6 +93,14 @@ struct WinogradPlan {
         sums = reinterpret_cast<float*>(at);
         at += positions * sum_position * 4;
         filters = at;
+    }
+
+    // The first output of a tile.
+    struct Corner {
+        int64_t picture, y, x;
+    };
+    Corner corner(int64_t tile) const {
+        return {tile / (across * down), tile / across % down * my, tile % across * mx};
     }
 
     int64_t inputs, panels, across, down, tiles, block, blocks;
@@ -108,97 +116,98 @@ PYFLOW_INLINE void store_as(F32, uint8_t* to, V value, int64_t count) {
 PYFLOW_INLINE void store_as(BF16, uint8_t* to, V value, int64_t count) {
     store_bf16(reinterpret_cast<uint16_t*>(to), value, count);
 }
+PYFLOW_INLINE V load_as(F32, const uint8_t* from) { return load(reinterpret_cast<const float*>(from)); }
+PYFLOW_INLINE V load_as(BF16, const uint8_t* from) { return load_bf16(reinterpret_cast<const uint16_t*>(from)); }
 
-template <int m, class P>
-inline void transform_input(const Convolve& c, const WinogradPlan<m, P>& plan, int64_t first, int64_t count) {
-    constexpr int n = m + 2;
+template <int my, int mx, class P>
+inline void transform_input(const Convolve& c, const WinogradPlan<my, mx, P>& plan, int64_t first, int64_t count) {
+    constexpr int ny = my + 2, nx = mx + 2;
     for (int64_t tile = 0; tile < count; ++tile) {
-        const int64_t index = first + tile, picture = index / (plan.across * plan.down);
-        const int64_t y = index / plan.across % plan.down, x = index % plan.across;
-        const float* corner = c.input.at<float>(picture, y * m - 1, x * m - 1);
+        const auto [picture, y, x] = plan.corner(first + tile);
+        const float* corner = c.input.at<float>(picture, y - 1, x - 1);
         uint8_t* to = plan.transformed + tile * plan.row_bytes;
         for (int64_t channel = 0; channel < plan.inputs; channel += kLanes) {
             const int64_t left = plan.inputs - channel, lanes = left < kLanes ? left : kLanes;
-            V columns[n][n];  // transformed along y
+            V columns[ny][nx];  // transformed along y
 #pragma GCC unroll 6
-            for (int j = 0; j < n; ++j) {
-                V d[n], t[n];
+            for (int j = 0; j < nx; ++j) {
+                V d[ny], t[ny];
 #pragma GCC unroll 6
-                for (int i = 0; i < n; ++i) {
+                for (int i = 0; i < ny; ++i) {
                     const float* from = corner + i * c.input.row + j * c.input.pixel + channel;
                     d[i] = load_lanes(from, lanes);
                 }
-                Winograd<m>::input(d, t);
+                Winograd<my>::input(d, t);
 #pragma GCC unroll 6
-                for (int i = 0; i < n; ++i) columns[i][j] = t[i];
+                for (int i = 0; i < ny; ++i) columns[i][j] = t[i];
             }
 #pragma GCC unroll 6
-            for (int i = 0; i < n; ++i) {
-                V t[n];
-                Winograd<m>::input(columns[i], t);
+            for (int i = 0; i < ny; ++i) {
+                V t[nx];
+                Winograd<mx>::input(columns[i], t);
 #pragma GCC unroll 6
-                for (int j = 0; j < n; ++j)
-                    store_as(P{}, to + (i * n + j) * plan.input_position + channel * plan.element, t[j], lanes);
+                for (int j = 0; j < nx; ++j)
+                    store_as(P{}, to + (i * nx + j) * plan.input_position + channel * plan.element, t[j], lanes);
             }
         }
     }
 }
 
-// The nine taps of a panel, each of `size` floats, to its positions.
-template <int m>
-inline void transform_filters(const float* taps, int64_t size, uint8_t* to, int64_t position) {
-    constexpr int n = m + 2;
+// The nine taps of a panel, each of `size` numbers, to its positions.
+template <int my, int mx, class P>
+inline void transform_filters(const uint8_t* taps, int64_t size, uint8_t* to, int64_t position) {
+    constexpr int ny = my + 2, nx = mx + 2;
+    constexpr int64_t element = WinogradPlan<my, mx, P>::element;
     for (int64_t at = 0; at < size; at += kLanes) {
-        V columns[n][3];
+        V columns[ny][3];
 #pragma GCC unroll 3
         for (int j = 0; j < 3; ++j) {
-            V g[3], u[n];
+            V g[3], u[ny];
 #pragma GCC unroll 3
-            for (int i = 0; i < 3; ++i) g[i] = load(taps + (3 * i + j) * size + at);
-            Winograd<m>::filter(g, u);
+            for (int i = 0; i < 3; ++i) g[i] = load_as(P{}, taps + ((3 * i + j) * size + at) * element);
+            Winograd<my>::filter(g, u);
 #pragma GCC unroll 6
-            for (int i = 0; i < n; ++i) columns[i][j] = u[i];
+            for (int i = 0; i < ny; ++i) columns[i][j] = u[i];
         }
 #pragma GCC unroll 6
-        for (int i = 0; i < n; ++i) {
-            V u[n];
-            Winograd<m>::filter(columns[i], u);
+        for (int i = 0; i < ny; ++i) {
+            V u[nx];
+            Winograd<mx>::filter(columns[i], u);
 #pragma GCC unroll 6
-            for (int j = 0; j < n; ++j) store(reinterpret_cast<float*>(to + (i * n + j) * position) + at, u[j]);
+            for (int j = 0; j < nx; ++j) store_as(P{}, to + (i * nx + j) * position + at * element, u[j], kLanes);
         }
     }
 }
 
-template <int m, class P>
-inline void transform_output(const Convolve& c, const WinogradPlan<m, P>& plan, int64_t first, int64_t count,
+template <int my, int mx, class P>
+inline void transform_output(const Convolve& c, const WinogradPlan<my, mx, P>& plan, int64_t first, int64_t count,
                              int64_t column) {
-    constexpr int n = m + 2;
+    constexpr int ny = my + 2, nx = mx + 2;
     const int64_t columns = c.output.channels - column < kPanel ? c.output.channels - column : kPanel;
     for (int64_t tile = 0; tile < count; ++tile) {
-        const int64_t index = first + tile, picture = index / (plan.across * plan.down);
-        const int64_t y = index / plan.across % plan.down * m, x = index % plan.across * m;
+        const auto [picture, y, x] = plan.corner(first + tile);
         for (int64_t at = 0; at < columns; at += kLanes) {
             const int64_t left = columns - at, lanes = left < kLanes ? left : kLanes;
             const float* from = plan.sums + tile * kPanel + at;
-            V half[m][n];
+            V half[my][nx];
 #pragma GCC unroll 6
-            for (int j = 0; j < n; ++j) {
-                V p[n], q[m];
+            for (int j = 0; j < nx; ++j) {
+                V p[ny], q[my];
 #pragma GCC unroll 6
-                for (int i = 0; i < n; ++i) p[i] = load(from + (i * n + j) * plan.sum_position);
-                Winograd<m>::output(p, q);
+                for (int i = 0; i < ny; ++i) p[i] = load(from + (i * nx + j) * plan.sum_position);
+                Winograd<my>::output(p, q);
 #pragma GCC unroll 4
-                for (int i = 0; i < m; ++i) half[i][j] = q[i];
+                for (int i = 0; i < my; ++i) half[i][j] = q[i];
             }
             const V bias = c.bias ? load(c.bias + column + at) : set(0.0f);
 #pragma GCC unroll 4
-            for (int i = 0; i < m; ++i) {
-                V q[m];
-                Winograd<m>::output(half[i], q);
+            for (int i = 0; i < my; ++i) {
+                V q[mx];
+                Winograd<mx>::output(half[i], q);
                 float* out = c.output.at<float>(picture, y + i, x) + column + at;
                 const float* other = c.other.data ? c.other.at<float>(picture, y + i, x) + column + at : nullptr;
 #pragma GCC unroll 4
-                for (int j = 0; j < m; ++j) {
+                for (int j = 0; j < mx; ++j) {
                     V value = q[j] + bias;
                     if (other) value = value + load_some(other + j * c.other.pixel, lanes);
                     if (c.silu) value = silu(value);
@@ -209,9 +218,9 @@ inline void transform_output(const Convolve& c, const WinogradPlan<m, P>& plan, 
     }
 }
 
-template <int m, class P>
+template <int my, int mx, class P>
 inline void convolve_winograd(const Convolve& c) {
-    const WinogradPlan<m, P> plan(c);
+    const WinogradPlan<my, mx, P> plan(c);
     constexpr int64_t no_offset = 0;
     Product product{};
     product.taps = &no_offset;
@@ -220,21 +229,19 @@ inline void convolve_winograd(const Convolve& c) {
     product.a_row = plan.row_bytes;
     product.out_row = kPanel;
     const auto* weights = static_cast<const uint8_t*>(c.weights);
-    const int64_t raw_panel = plan.inputs * 9 * kPanel * 4;
+    const int64_t held_panel = plan.row_bytes * kPanel * (plan.transforms ? 9 : plan.positions);
     for (int64_t b = 0; b < plan.blocks; ++b) {
         const int64_t first = b * plan.block;
         const int64_t count = plan.tiles - first < plan.block ? plan.tiles - first : plan.block;
         transform_input(c, plan, first, count);
         for (int64_t panel = 0; panel < plan.panels; ++panel) {
             const int64_t column = panel * kPanel, width = width_of(c.output.channels - column);
-            const uint8_t* filters = weights + panel * plan.positions * plan.inputs * plan.element * kPanel;
-            int64_t filter_position = plan.inputs * plan.element * width;
+            const uint8_t* filters = weights + panel * held_panel;
+            int64_t filter_position = plan.row_bytes * width;
             if constexpr (plan.transforms) {
                 // One block asks for each panel once: all of them may use the same, cached, memory.
                 uint8_t* made = plan.filters + (plan.blocks > 1 ? panel : 0) * plan.filter_panel;
-                if (b == 0)
-                    transform_filters<m>(reinterpret_cast<const float*>(weights + panel * raw_panel),
-                                         plan.inputs * width, made, plan.filter_position);
+                if (b == 0) transform_filters<my, mx, P>(filters, plan.inputs * width, made, plan.filter_position);
                 filters = made;
                 filter_position = plan.filter_position;
             }
@@ -249,6 +256,20 @@ inline void convolve_winograd(const Convolve& c) {
     }
 }
 
+template <class P>
+inline void convolve_by_algorithm(const Convolve& c) {
+    switch (c.algorithm) {
+        case Algorithm::direct:
+            return convolve_direct<P>(c);
+        case Algorithm::winograd2:
+            return convolve_winograd<2, 2, P>(c);
+        case Algorithm::winograd4:
+            return convolve_winograd<4, 4, P>(c);
+        case Algorithm::winograd2x4:
+            return convolve_winograd<2, 4, P>(c);
+    }
+}
+
 inline void convolve(const Convolve& c) {
     // A level compiles only those products that it does better than the one below.
 #if PYFLOW_LEVEL == 4
@@ -257,13 +278,10 @@ inline void convolve(const Convolve& c) {
 #elif PYFLOW_LEVEL == 3
     if (c.weights_type != Type::s8) return avx512::convolve(c);
 #else
-    if (c.algorithm == Algorithm::winograd4) return convolve_winograd<4, F32>(c);
-    if (c.weights_type == Type::f32)
-        return c.algorithm == Algorithm::winograd2 ? convolve_winograd<2, F32>(c) : convolve_direct<F32>(c);
+    if (c.weights_type == Type::f32) return convolve_by_algorithm<F32>(c);
 #endif
 #if PYFLOW_LEVEL != 3
-    if (c.weights_type == Type::bf16)
-        return c.algorithm == Algorithm::winograd2 ? convolve_winograd<2, BF16>(c) : convolve_direct<BF16>(c);
+    if (c.weights_type == Type::bf16) return convolve_by_algorithm<BF16>(c);
 #endif
 #if PYFLOW_LEVEL != 4
     convolve_direct<U8S8>(c);

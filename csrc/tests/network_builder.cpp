@@ -100,9 +100,12 @@ Builder::Way Builder::draw(const Buffer& from, uint32_t taps, uint32_t stride) {
         ways.push_back({Algorithm::direct, Type::s8, Type::u8});
     }
     if (taps == 3 && stride == 1 && from.height % 2 == 0 && from.width % 2 == 0) {
-        ways.push_back({Algorithm::winograd2, Type::f32, Type::f32});
-        if (from.channels % 2 == 0) ways.push_back({Algorithm::winograd2, Type::bf16, Type::f32});
-        if (from.height % 4 == 0 && from.width % 4 == 0) ways.push_back({Algorithm::winograd4, Type::f32, Type::f32});
+        for (Algorithm algorithm : {Algorithm::winograd2, Algorithm::winograd4, Algorithm::winograd2x4}) {
+            const Tile tile = tile_of(algorithm);
+            if (from.height % tile.height != 0 || from.width % tile.width != 0) continue;
+            ways.push_back({algorithm, Type::f32, Type::f32});
+            if (from.channels % 2 == 0) ways.push_back({algorithm, Type::bf16, Type::f32});
+        }
     }
     return random_.one_of(ways);
 }

@@ -111,7 +111,7 @@ void fields_are_checked(Random& random) {
     refused("down", [](Operation& o) { o.taps = 5; }, "taps is 5");
     refused("down", [](Operation& o) { o.taps = 0xffff; }, "taps is 65535");
     refused("top.skip", [](Operation& o) { o.stride = 2; }, "stride is 2");
-    refused("down", [](Operation& o) { o.algorithm = static_cast<Algorithm>(3); }, "algorithm is 3");
+    refused("down", [](Operation& o) { o.algorithm = static_cast<Algorithm>(4); }, "algorithm is 4");
     refused("down", [](Operation& o) { o.algorithm = Algorithm::winograd2; }, "algorithm is winograd2");
     refused("top.skip", [](Operation& o) { o.algorithm = Algorithm::winograd4; }, "algorithm is winograd4");
     refused("down", [](Operation& o) { o.weights_type = static_cast<Type>(9); }, "weights' type is 9");
@@ -154,6 +154,8 @@ void bytes_of_weights() {
     EXPECT(bytes(3, Algorithm::direct, Type::bf16, 5, 32) == 9 * 6 * 32 * 2, "pairs");
     EXPECT(bytes(3, Algorithm::direct, Type::s8, 5, 32) == 9 * 8 * 32, "fours");
     EXPECT(bytes(3, Algorithm::winograd4, Type::f32, 5, 32) == 9 * 5 * 32 * 4, "raw taps");
+    EXPECT(bytes(3, Algorithm::winograd4, Type::bf16, 5, 32) == 9 * 6 * 32 * 2, "raw taps in pairs");
+    EXPECT(bytes(3, Algorithm::winograd2x4, Type::bf16, 5, 32) == 9 * 6 * 32 * 2, "raw taps in pairs");
     EXPECT(bytes(3, Algorithm::winograd2, Type::bf16, 5, 32) == 16 * 6 * 32 * 2, "transformed");
 }
 

@@ -50,8 +50,7 @@ void types_are_checked(Random& random) {
     refused(s8, "middle.conv1", [](Operation& o, NetworkFile&) { o.weights_type = Type::f32; }, "expected s8");
     refused(bf16, "middle.conv1", [](Operation& o, NetworkFile&) { o.algorithm = Algorithm::winograd2; }, "f32 for");
     refused(bf16, "middle.conv1", [](Operation& o, NetworkFile&) { o.weights_type = Type::s8; }, "expected bf16");
-    refused(
-        half, "middle.conv1", [](Operation& o, NetworkFile&) { o.algorithm = Algorithm::winograd4; }, "expected f32");
+    refused(half, "middle.conv1", [](Operation& o, NetworkFile&) { o.weights_type = Type::s8; }, "expected f32");
     refused(
         bf16, "middle.conv2.in",
         [](Operation& o, NetworkFile& file) { o.input = file.named("middle.conv1.in").output; },
@@ -62,8 +61,9 @@ void types_are_checked(Random& random) {
         file.named("middle.conv1").algorithm = algorithm;
         expect_refused(file.content(), wanted);
     };
-    odd(12, Algorithm::winograd4, "input is 6x6x8 f32; expected height and width in multiples of 4");
-    odd(6, Algorithm::winograd2, "input is 3x3x8 f32; expected height and width in multiples of 2");
+    odd(12, Algorithm::winograd4, "input is 6x6x8 f32; expected height in multiples of 4 and width of 4");
+    odd(12, Algorithm::winograd2x4, "input is 6x6x8 f32; expected height in multiples of 2 and width of 4");
+    odd(6, Algorithm::winograd2, "input is 3x3x8 f32; expected height in multiples of 2 and width of 2");
 
     // five channels of bfloat16 are two and a half words
     NetworkFile five = bf16;

@@ -24,7 +24,7 @@ class Kind(IntEnum):
 
 
 class Algorithm(IntEnum):
-    DIRECT, WINOGRAD2, WINOGRAD4 = range(3)
+    DIRECT, WINOGRAD2, WINOGRAD4, WINOGRAD2X4 = range(4)
 
 
 def _words(*names: str) -> list[tuple[str, str]]:

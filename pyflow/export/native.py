@@ -1,6 +1,6 @@
 """Native engines: the network lowered to operations, its weights packed, and each layer computed as is fastest here."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
@@ -13,7 +13,7 @@ from . import tuning
 from .build import Built, Order
 from .calibration import ranges
 from .lowering import lower
-from .ways import ATTENTION, DIRECT_FLOAT, WAYS, WINOGRAD2_FLOAT, Choose, Layer, Way, preferring, ways
+from .ways import ATTENTION, DIRECT_FLOAT, GENTLER, WAYS, Layer, Way, ways
 
 
 def build(model: nn.Module, spec: Spec, order: Order) -> Built:
@@ -21,19 +21,17 @@ def build(model: nn.Module, spec: Spec, order: Order) -> Built:
     lowest = _layers_of_the_lowest(model, spec, order.precision)
     calibrated = ranges(model, spec, order, lowest) if order.precision == "int8" else {}
     try:
-        choice = tuning.fastest(tuning.measure(model, spec, order.precision, calibrated))
+        times = tuning.measure(model, spec, order.precision, calibrated)
     except InvalidArtefact as error:
         raise InvalidInput(f"the network is beyond what the native engine takes ({error}): take --to onnx") from error
 
-    def built(choose: Choose) -> Built:
-        return Built({NETWORK: lower(model, spec, choose, calibrated, ATTENTION[order.precision]).to_bytes()})
+    def built(without: Sequence[Way], gentler: Sequence[Sequence[Way]]) -> Built:
+        choice = tuning.fastest(times, without)
+        graph = lower(model, spec, lambda layer: choice[layer.name], calibrated, ATTENTION[order.precision])
+        more_precise = partial(built, gentler[0], gentler[1:]) if gentler else None
+        return Built({NETWORK: graph.to_bytes()}, more_precise=more_precise)
 
-    made = built(lambda layer: choice[layer.name])
-    if order.precision != "fp32":
-        return made
-    # F(2,3) errs least: on three trained networks its PSNR was 1.3 to 3.3 dB above those of F(4,3) and of direct sums
-    # (certificates of runs/demo and runs/cifar, AMD EPYC with AVX512-BF16, 2026-11-21).
-    return replace(made, more_precise=partial(built, preferring(WINOGRAD2_FLOAT, order.precision, spec.network)))
+    return built([], GENTLER[order.precision])
 
 
 def _refuse_other(order: Order) -> None:

@@ -1,7 +1,7 @@
 """How long each layer of a native network takes in each of its ways: the whole network runs with every way in turn."""
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from torch import nn
@@ -43,9 +43,15 @@ def measure(model: nn.Module, spec: Spec, precision: str, ranges: Mapping[str, R
     return {layer: _times(layer, variants) for layer in variants[0].taken}
 
 
-def fastest(times: Times) -> dict[str, Way]:
-    """For each layer the way with the least sum of its times over the best ones; of ways alike, the most precise."""
-    return {layer: _fastest(known) for layer, known in times.items()}
+def fastest(times: Times, without: Sequence[Way] = ()) -> dict[str, Way]:
+    """For each layer the way with the least sum of its times over the best ones; of ways alike, the most precise.
+
+    No layer takes a way of `without` that has another.
+    """
+    return {
+        layer: _fastest({way: known[way] for way in known if way not in without} or known)
+        for layer, known in times.items()
+    }
 
 
 class Variant:
