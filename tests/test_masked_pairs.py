@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +13,7 @@ from pyflow.training.batch import paired
 from pyflow.training.data import load_dataset
 from pyflow.training.pairs import PairsSpec
 from tiny import POINTS, UNET, network, save
+from tiny_runs import killed_at_rename
 
 from pyflow import checkpoint, commands, load
 from pyflow import masks as mask_files
@@ -132,29 +129,17 @@ def test_pairs_without_masks_are_what_they_were(tmp_path, tiny_checkpoint):
     assert plain.identity != SPEC.identity
 
 
-KILLED = """
-import os, signal, sys
-from pyflow import artefact
-from pyflow.artefact import json_bytes, sha256
+COMMAND = """
+import sys
 from pyflow.cli import main
-real, left = os.replace, int(sys.argv[1])
-def replace(a, b):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(a, b)
-os.replace = replace
-main(sys.argv[2:])
+main(sys.argv[1:])
 """
 
 
 def test_killed_between_two_files_they_go_on_to_the_same_bytes(inpainter, tmp_path):
     assert main(words(tmp_path / "whole", inpainter)) == 0
     expected = files(tmp_path / "whole")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", KILLED, "3", *words(tmp_path / "run", inpainter)], env=environment)
-    assert done.returncode == -signal.SIGKILL
+    assert killed_at_rename(3, COMMAND, *words(tmp_path / "run", inpainter))
     assert main(words(tmp_path / "run", inpainter)) == 0
     came = files(tmp_path / "run")
     assert {name: came[name] for name in expected} == expected

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 from pyflow.training import pairs
 from pyflow.training.pairs import PairsSpec
 from tiny import POINTS, UNET, save
+from tiny_runs import killed_at_rename
 from tqdm import tqdm
 
 from pyflow import commands, load
@@ -80,20 +80,11 @@ def test_an_interrupted_run_makes_the_missing_shards_only(tmp_path, stop):
     assert pairs.generate(Counted(0), SPEC, tmp_path / "run") == 0
 
 
-KILLED = """
-import os, signal, sys
+PAIRED = """
+import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import test_pairs as t
-from pyflow import artefact
-real, left = os.replace, int(sys.argv[3])
-def replace(a, b):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    real(a, b)
-os.replace = replace
 t.pairs.generate(t.teacher, t.SPEC, Path(sys.argv[2]))
 """
 
@@ -103,8 +94,7 @@ def test_killed_between_any_two_files_it_goes_on_to_the_same_bytes(tmp_path):
     expected, killed = files(tmp_path / "whole"), 0
     for at in (0, 1, 2, 5):  # before the manifest, before the first shard, between a shard and its record, the last one
         folder = tmp_path / str(at)
-        done = subprocess.run([sys.executable, "-c", KILLED, os.path.dirname(__file__), str(folder), str(at)])
-        killed += done.returncode == -signal.SIGKILL
+        killed += killed_at_rename(at, PAIRED, os.path.dirname(__file__), str(folder))
         pairs.generate(teacher, SPEC, folder)
         came = files(folder)
         assert {name: came[name] for name in expected} == expected
