@@ -25,6 +25,7 @@ from .drawing import Drawing, Mark, Shape, Words, box, png, shortened, svg, text
 from .errors import InvalidInput
 
 WIDE, NARROW = 880.0, 350.0  # pixels: a desktop's column and a phone's
+Reach = tuple[float, float]  # from low to high
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,18 @@ def bars(
     title: str,
     unit: str,
     palette: Sequence[int] = (),
+    reaches: Mapping[str, Sequence[Reach | None]] | None = None,
 ) -> Chart:
     """A group of bars a name of `groups`, one a series, from zero; None leaves a gap.
 
-    `palette` numbers the colours; one that comes again is lighter.
+    `palette` numbers the colours; one that comes again is lighter. `reaches` are intervals, in the places of `series`.
     """
     _refuse_misfit([*series.values()], len(series), len(groups), title)
     every = [value for line in series.values() for value in line if value is not None]
+    spans = reaches or {}
+    if spans:
+        _refuse_misfit([*spans.values()], len(spans), len(groups), title)
+    every += [end for line in spans.values() for reach in line if reach for end in reach]
     refuse_bad(every, title)
     numbers = [*(palette or range(len(series)))]
     fills = [(colour_of(one), 0.45 if one in numbers[:at] else 1.0) for at, one in enumerate(numbers)]
@@ -78,13 +84,22 @@ def bars(
                 if value is not None:
                     x, gap = begin + at * thick, min(1.0, thick / 8)
                     fill, opacity = fills[at]
-                    told = f"{label}, {name}: {value:.4g}"
+                    reach = spans[label][place] if label in spans else None
+                    told = f"{label}, {name}: {value:.4g}" + (f" ({reach[0]:.4g} to {reach[1]:.4g})" if reach else "")
                     inside = (x + gap, up.at(value), x + thick - gap, up.at(0))
                     marks.append(box(*inside, fill=fill, opacity=opacity, told=told))
+                    if reach:
+                        marks += _whisker(x + thick / 2, up.at(reach[0]), up.at(reach[1]), min(4.0, 0.3 * thick))
         below, high = names_along(groups, left, group, top + tall, above=False)
         return Drawing(width, top + tall + high + 4, [*marks, *below])
 
     return Chart(title, draw)
+
+
+def _whisker(x: float, low: float, high: float, half: float) -> list[Mark]:
+    """An interval on a bar, in ink, which is seen on every colour and above it."""
+    parts = ((x, low), (x, high)), ((x - half, low), (x + half, low)), ((x - half, high), (x + half, high))
+    return [Shape(part, "ink", width=1.2) for part in parts]
 
 
 def rules(marks: list[Mark], up: Scale, width: float) -> float:
@@ -183,7 +198,7 @@ def radar(axes: Sequence[str], series: Mapping[str, Sequence[float]], title: str
     return Chart(title, draw)
 
 
-def _refuse_misfit(values: Sequence[Sequence[float | None]], rows: int, columns: int, title: str) -> None:
+def _refuse_misfit(values: Sequence[Sequence[float | Reach | None]], rows: int, columns: int, title: str) -> None:
     came = [len(line) for line in values]
     if not rows or not columns or came != [columns] * rows:
         raise InvalidInput(f"{title} has lines of {came} values; expected {rows} of {columns}, and one or more of each")

@@ -41,7 +41,8 @@ def add(made: argparse.ArgumentParser, data: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from .evaluation import Against, Setting, evaluate
+    from .eval_setting import Against, Setting
+    from .evaluation import evaluate
 
     refuse_unwritable_name(arguments.name)
     arguments.out = arguments.out or (SEARCH if arguments.search_grid else EVAL)
@@ -51,10 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
         name, value = next(iter(named.items()))
         raise InvalidInput(f"--against-{name} is {value}; expected none without --against TEACHER")
     against = Against(arguments.against, **named) if arguments.against else None
-    names = ("data", "features", "num_samples", "seeds", "guidance", "solver", "grid", "batch")
+    names = ("data", "features", "num_samples", "seeds", "guidance", "solver", "grid", "batch", "threads", "device")
     setting = Setting(**{name: getattr(arguments, name) for name in names}, against=against)
-    told: dict[str, Any] = {"threads": arguments.threads, "device": arguments.device, "name": arguments.name}
-    told["command"] = _command(arguments)
+    told = {"name": arguments.name, "command": _command(arguments)}
     if arguments.search_grid:
         _search(arguments, setting, told)
         return

@@ -1,5 +1,6 @@
 """One row of an evaluation: a plan's pictures as they are sampled, seen and counted, seed by seed."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from .eval_seeds import Ask, Clock, Seed, frechet_by_class
 from .extractors import Extractor
 from .metrics import interval
-from .references import Look, Reference, Tally, figures, frechet_by_class
+from .references import Look, Reference, Tally, figures
 from .sampler import Flow
 
 Grid = str | Sequence[float]
@@ -28,19 +30,6 @@ class Plan:
         return {"steps": self.steps, "guidance": self.guidance, "solver": self.solver, "grid": self.grid}
 
 
-@dataclass
-class Clock:
-    """Seconds of a row's parts; `batches` are those of the sampler alone, a picture."""
-
-    batches: list[float]
-    denoiser: float = 0.0
-    extractor: float = 0.0
-
-    def per_image(self) -> float:
-        """The median of the batches after the first, which is cold."""
-        return float(np.median(self.batches[1:] or self.batches))
-
-
 def labels_in_turn(flow: Flow, first: int, count: int) -> np.ndarray:
     """Picture i is asked for class i, and so on round; zeros where there are no classes."""
     return np.arange(first, first + count) % max(1, flow.spec.network.classes)
@@ -48,6 +37,12 @@ def labels_in_turn(flow: Flow, first: int, count: int) -> np.ndarray:
 
 def asked_labels(flow: Flow, labels: np.ndarray) -> list[int] | None:
     return labels.tolist() if flow.spec.network.classes else None
+
+
+def a_class(num_samples: int, flow: Flow) -> int:
+    """How many pictures of a class each seed has, where there are classes to be told apart."""
+    classes = flow.spec.network.classes
+    return num_samples // classes if classes > 1 else 0
 
 
 def look_at(
@@ -90,29 +85,34 @@ def row_of(
     seeds: Sequence[int],
     batch: int,
     shown: Callable[[int], object] | None = None,
+    kept: Callable[[Ask], Ask] = functools.cache,
 ) -> dict[str, Any]:
-    """The figures of a plan, with their intervals over the seeds, and what they took."""
-    clock, started = Clock([]), time.perf_counter()
-    found: list[dict[str, float]] = []
-    classes = None
-    for seed in seeds:
+    """The figures of a plan, with their intervals over the seeds, and what they took; `kept` is asked twice a seed."""
+    few = a_class(num_samples, flow) * len(seeds) <= extractor.size
+
+    def measured(seed: int) -> Seed:
+        clock, started = Clock([]), time.perf_counter()
         look = look_at(flow, plan, extractor, num_samples=num_samples, seed=seed, batch=batch, clock=clock, shown=shown)
-        found.append(figures(look, real, seed))
+        found = figures(look, real, seed)
         if look.accuracy is not None:
-            found[-1]["label_accuracy"] = look.accuracy
-        classes = look.classes if classes is None else tuple(a.merged(b) for a, b in zip(classes, look.classes))
-    assert classes is not None
-    by_class = frechet_by_class(Look(classes, look.kept, None), real)
-    seconds = time.perf_counter() - started
+            found["label_accuracy"] = look.accuracy
+        clock.seconds = time.perf_counter() - started
+        return Seed(found, () if few else look.classes, clock)
+
+    ask = kept(measured)
+    found, clocks = zip(*((one.figures, one.clock) for one in map(ask, seeds)))
+    batches = [spent for clock in clocks for spent in clock.batches]
+    per_image = float(np.median(batches[1:] or batches))  # the first is cold
+    seconds = sum(clock.seconds for clock in clocks)
     return {
         "steps": plan.steps,
         "calls": len(flow.plan(plan.steps, plan.solver, plan.grid)),
         "grid": plan.grid,
         **{name: interval([one[name] for one in found]) for name in found[0]},
-        "per_class": {label: {"frechet": value} for label, value in by_class.items()},
-        "images_per_second": 1 / clock.per_image(),
-        "ms_per_image": 1e3 * clock.per_image(),
+        "per_class": {label: {"frechet": distance} for label, distance in frechet_by_class(ask, seeds, real).items()},
+        "images_per_second": 1 / per_image,
+        "ms_per_image": 1e3 * per_image,
         "seconds": seconds,
-        "denoiser_share": clock.denoiser / seconds,
-        "extractor_share": clock.extractor / seconds,
+        "denoiser_share": sum(clock.denoiser for clock in clocks) / seconds,
+        "extractor_share": sum(clock.extractor for clock in clocks) / seconds,
     }

@@ -15,7 +15,7 @@ from .core import GRIDS
 from .engines import manifest as manifests
 from .errors import InvalidInput
 from .eval_rows import look_at
-from .evaluation import Setting, Subject, refuse_unwritable
+from .eval_setting import Setting, Subject, refuse_unwritable
 from .metrics import frechet_distance, interval
 from .timing import machine
 
@@ -76,15 +76,7 @@ def _golden(value: Callable[[float], float], low: float, high: float) -> None:
 
 
 def search_grid(
-    source: Path,
-    steps: int,
-    setting: Setting,
-    out: Path,
-    *,
-    name: str | None = None,
-    command: str = "",
-    threads: int = 0,
-    device: str = "cpu",
+    source: Path, steps: int, setting: Setting, out: Path, *, name: str | None = None, command: str = ""
 ) -> dict[str, Any]:
     """Search, judge the winner beside the named grids on fresh seeds, and keep the best of them in `source`."""
     refuse_unwritable(out)
@@ -95,7 +87,7 @@ def search_grid(
         raise InvalidInput("a search takes neither grid nor against; expected none: it tries grids of its own")
     keep = _keeper(source)
     named = [replace(setting.plan(steps), grid=grid) for grid in GRIDS]
-    subject = Subject.of(source, setting, named, threads=threads, device=device)
+    subject = Subject.of(source, setting, named)
 
     def distance(times: Times, seed: int = SEARCH_SEED) -> float:
         plan = replace(setting.plan(steps), grid=times)
@@ -131,7 +123,7 @@ def search_grid(
         },
         "best": best,
         "gain_over_uniform": interval(gains),
-        "facts": {"command": command, "threads": threads, "device": device, **machine()},
+        "facts": {"command": command, "threads": setting.threads, "device": setting.device, **machine()},
     }
     keep(source, candidates[best])
     write_file(out, json_bytes(found))

@@ -1,13 +1,13 @@
 """`pyflow eval`: how far an engine's pictures are from real ones, at each step count, as JSON and sheets of pictures.
 
-The JSON is written after each row, and rows of the same request that stand in it are kept: a stopped run goes on.
+The JSON is written after each row, and rows of the same request that stand in it are kept, as are the finished seeds of
+a row that is not: a stopped run goes on.
 """
 
 import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,140 +17,44 @@ import torch
 from tqdm import tqdm
 
 from . import similarity
-from .artefact import json_bytes, read_json, write_file
+from .artefact import json_bytes, read_json, sha256, write_file
 from .errors import BackendUnavailable, InvalidInput
-from .eval_rows import Grid, Plan, asked_labels, labels_in_turn, row_of
-from .extractors import Extractor, open_extractor
+from .eval_rows import Plan, a_class, asked_labels, labels_in_turn, row_of
+from .eval_seeds import Store
+from .eval_setting import Against, Setting, Subject, refuse_unwritable
 from .pictures import GAP, grid_of
-from .references import Reference, figures, reference
-from .sampler import SEARCHED, Flow, count
-from .sources import open_source
+from .references import figures, reference
+from .sampler import SEARCHED, Flow
 from .timing import machine
 from .training import logs, perceptual
 from .training.data import Dataset, class_names, load_dataset
-from .trajectories import straightness
+from .trajectories import no_trajectory, straightness
 
 FORMAT, KIND = 1, "eval"
 COMPARED, FOLLOWED = 100, 64  # pictures beside those of another flow, and trajectories
 SHEET_CLASSES, SHEET_SEEDS, SHEET_SCALE = 10, 8, 2
 SHEET = {"gap": GAP, "scale": SHEET_SCALE}
 LOGGED = 400  # lines of a training curve
-SAMPLES_LIMIT, SEEDS_LIMIT = 10_000_000, 1000
-
-
-@dataclass(frozen=True)
-class Against:
-    """Whose pictures of the same noise are compared."""
-
-    source: Path
-    steps: int = 50
-    guidance: float = 1.0
-
-    @property
-    def plan(self) -> Plan:
-        return Plan(self.steps, self.guidance)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What every row of an evaluation is measured with."""
-
-    data: str
-    features: str
-    num_samples: int = 1000
-    seeds: int = 3
-    guidance: float = 1.0
-    solver: str | None = None
-    grid: Grid = "uniform"
-    batch: int = 100
-    against: Against | None = None
-
-    def __post_init__(self) -> None:
-        count("num_samples", self.num_samples, 1, SAMPLES_LIMIT)
-        count("seeds", self.seeds, 1, SEEDS_LIMIT)
-        count("batch", self.batch, 1, 65_536)
-
-    def plan(self, steps: int) -> Plan:
-        return Plan(steps, self.guidance, self.solver, self.grid)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A flow with what judges it, and whom it is compared with; every misfit is refused before anything is sampled."""
-
-    flow: Flow
-    extractor: Extractor
-    data: Dataset
-    real: Reference
-    other: Flow | None
-
-    @classmethod
-    def of(
-        cls, source: Path, setting: Setting, plans: Sequence[Plan], *, threads: int = 0, device: str = "cpu"
-    ) -> "Subject":
-        flow = open_source(source, threads, device)
-        if threads:
-            torch.set_num_threads(threads)
-        data, other = load_dataset(setting.data), None
-        refuse_misfit(flow, data)
-        for plan in plans:
-            refuse_plan(flow, plan)
-        if setting.against:
-            other = open_source(setting.against.source, threads, device)
-            refuse_misfit(other, data)
-            refuse_plan(other, setting.against.plan)
-        extractor = open_extractor(setting.features, data, "cuda" if device != "cpu" else "cpu")
-        if setting.num_samples <= extractor.size:
-            raise InvalidInput(
-                f"num_samples is {setting.num_samples}; a covariance of {extractor.size} features needs "
-                f"{extractor.size + 1} pictures or more"
-            )
-        for plan in plans:
-            flow.warm(**plan.asked())  # an engine of whole samplers refuses other plans only now
-        if other and setting.against:
-            other.warm(**setting.against.plan.asked())
-        return cls(flow, extractor, data, reference(data, "train", extractor), other)
-
-
-def refuse_misfit(flow: Flow, data: Dataset) -> None:
-    network = flow.spec.network
-    if network.shape != data.shape or network.classes != data.classes:
-        raise InvalidInput(
-            f"the network makes {network.shape} of {network.classes} classes, the pictures of {data.name} are "
-            f"{data.shape} of {data.classes}: name the --data that it learnt"
-        )
-
-
-def refuse_plan(flow: Flow, plan: Plan) -> None:
-    flow.plan(plan.steps, plan.solver, plan.grid)
-    flow.check_guidance(plan.guidance, 0 if flow.spec.network.classes else None)
+T_OVER_SEEDS = "95%, Student's t over the seeds"
+JACKKNIFE = "95%, jackknife: the pictures of all seeds together, without each seed in turn; Student's t over the seeds"
 
 
 def evaluate(
-    source: Path,
-    steps: Sequence[int],
-    setting: Setting,
-    out: Path,
-    *,
-    name: str | None = None,
-    command: str = "",
-    threads: int = 0,
-    device: str = "cpu",
+    source: Path, steps: Sequence[int], setting: Setting, out: Path, *, name: str | None = None, command: str = ""
 ) -> dict[str, Any]:
     """Measure a row for each step count that `out` does not hold yet; returns all that it then holds."""
     refuse_unwritable(out)
-    subject = Subject.of(source, setting, [setting.plan(asked) for asked in steps], threads=threads, device=device)
+    subject = Subject.of(source, setting, [setting.plan(asked) for asked in steps])
     flow = subject.flow
-    a_class, size = setting.num_samples * setting.seeds // max(1, subject.data.classes), subject.extractor.size
-    if subject.data.classes > 1 and a_class <= size:
-        tqdm.write(f"no distance a class: {a_class} pictures of each; a covariance of {size} features needs {size + 1}")
-    facts = {"command": command, "threads": threads, "device": device, **machine()}
+    facts = {"command": command, "threads": setting.threads, "device": setting.device, **machine()}
     request = _request(subject, setting, facts)
     kept = _kept(out, request)
     name = name or kept.get("name") or out.stem
     if kept and kept.get("name") != name:
         write_file(out, json_bytes(kept | {"name": name}))
     record = {**_head(source, subject, setting, name), "request": request, "facts": facts}
+    if subject.data.classes > 1 and record["interval_by_class"] != JACKKNIFE:
+        tqdm.write(f"intervals by class: {record['interval_by_class']}")
     rows = _rows(kept)
     record["floor"] = _floor(subject, setting)
     others = None
@@ -159,21 +63,18 @@ def evaluate(
             tqdm.write(f"{asked} steps: measured already")
             continue
         plan = setting.plan(asked)
-        rows[asked] = _measured(subject, plan, setting) | {fact: facts[fact] for fact in ("commit", "date")}
-        rows[asked]["straightness"] = _straightness(flow, plan)
+        store = Store(out.with_name(f"{out.stem}-steps-{asked}.seeds"), sha256(json_bytes([request, asked])))
+        rows[asked] = _measured(subject, plan, setting, store) | {fact: facts[fact] for fact in ("commit", "date")}
+        rows[asked] |= _straightness(flow, plan)
         if subject.other and setting.against:
             others = _compared(subject.other, setting.against.plan) if others is None else others
             rows[asked]["against"] = _beside(flow, plan, others, setting.against)
         rows[asked] |= {"sheet": f"{out.stem}-steps-{asked}.png", **SHEET, "cell": list(subject.data.shape[1:])}
         write_file(out.with_name(rows[asked]["sheet"]), sheet(flow, plan))
         rows = rows | _rows(_kept(out, request)) | {asked: rows[asked]}  # another process may have added some
-        write_file(out, json_bytes(record | {"rows": [_present(rows[done]) for done in sorted(rows)]}))
+        write_file(out, json_bytes(record | {"rows": [rows[done] for done in sorted(rows)]}))
+        store.remove(range(setting.seeds))
     return record | {"rows": [rows[done] for done in sorted(rows)]}
-
-
-def refuse_unwritable(out: Path) -> None:
-    if out.suffix != ".json" or out.is_dir() or not out.parent.is_dir():
-        raise InvalidInput(f"--out is {str(out)!r}; expected a name that ends in .json, in a folder that is there")
 
 
 # ---- what stands in the file beside the rows
@@ -189,6 +90,7 @@ def _request(subject: Subject, setting: Setting, facts: dict[str, Any]) -> dict[
         "subject": flow.identity,
         "reference": subject.real.sha256,
         "extractor": subject.extractor.identity,
+        "interval_by_class": JACKKNIFE,
     }
     if setting.grid == SEARCHED:
         request["grids"] = flow.spec.grids
@@ -199,7 +101,21 @@ def _request(subject: Subject, setting: Setting, facts: dict[str, Any]) -> dict[
 
 
 def _told(subject: Subject, setting: Setting) -> dict[str, Any]:
-    return {"solver": setting.solver or subject.flow.spec.solver, "seeds": list(range(setting.seeds))}
+    return {
+        "solver": setting.solver or subject.flow.spec.solver,
+        "seeds": list(range(setting.seeds)),
+    }
+
+
+def _interval_by_class(subject: Subject, setting: Setting) -> str:
+    """How it is made, or why there is none."""
+    each, size = a_class(setting.num_samples, subject.flow), subject.extractor.size
+    if setting.seeds == 1 or not each:
+        return "none, of one seed" if each else "none, without classes"
+    for seeds, told in ((setting.seeds, "distance, of all seeds"), (setting.seeds - 1, "interval, without a seed")):
+        if each * seeds <= size:
+            return f"no {told}: {each * seeds} pictures a class; a covariance of {size} features needs {size + 1}"
+    return JACKKNIFE
 
 
 def _head(source: Path, subject: Subject, setting: Setting, name: str) -> dict[str, Any]:
@@ -214,7 +130,8 @@ def _head(source: Path, subject: Subject, setting: Setting, name: str) -> dict[s
         "features": subject.extractor.name,
         **{field: getattr(setting, field) for field in ("num_samples", "guidance")},
         **_told(subject, setting),
-        "interval": "95%, Student's t over the seeds" if setting.seeds > 1 else "none, of one seed",
+        "interval": T_OVER_SEEDS if setting.seeds > 1 else "none, of one seed",
+        "interval_by_class": _interval_by_class(subject, setting),
         "reference": {"count": subject.real.whole.count, "sha256": subject.real.sha256},
         "training": training_curve(source),
         "classes": class_names(setting.data, subject.data.classes),
@@ -290,27 +207,31 @@ def _has_loss(line: dict[str, Any]) -> bool:
 
 
 # ---- what a row has beside its distances
-def _measured(subject: Subject, plan: Plan, setting: Setting) -> dict[str, Any]:
-    total = setting.num_samples * setting.seeds
-    with tqdm(total=total, desc=f"{plan.steps} steps", unit="picture") as bar:
+def _measured(subject: Subject, plan: Plan, setting: Setting, store: Store) -> dict[str, Any]:
+    seeds, each = range(setting.seeds), setting.num_samples
+    there = store.count(seeds)
+    with tqdm(total=each * len(seeds), initial=each * there, desc=f"{plan.steps} steps", unit="picture") as bar:
         return row_of(
             subject.flow,
             plan,
             subject.extractor,
             subject.real,
-            num_samples=setting.num_samples,
-            seeds=range(setting.seeds),
+            num_samples=each,
+            seeds=seeds,
             batch=setting.batch,
             shown=bar.update,
+            kept=store.asking,
         )
 
 
-def _straightness(flow: Flow, plan: Plan) -> float | None:
-    if plan.steps == 1:
-        return None
-    labels = labels_in_turn(flow, 0, FOLLOWED) if flow.spec.network.classes else None
+def _straightness(flow: Flow, plan: Plan) -> dict[str, Any]:
+    """The figure, or why there is none."""
     rows = flow.plan(plan.steps, plan.solver, plan.grid)
-    return straightness(flow, rows, FOLLOWED, label=labels, guidance=plan.guidance)
+    absent = "one step is a straight line whatever the network" if plan.steps == 1 else no_trajectory(flow, rows)
+    if absent:
+        return {"no_straightness": absent}
+    labels = labels_in_turn(flow, 0, FOLLOWED) if flow.spec.network.classes else None
+    return {"straightness": straightness(flow, rows, FOLLOWED, label=labels, guidance=plan.guidance)}
 
 
 def _compared(flow: Flow, plan: Plan) -> np.ndarray:
@@ -329,10 +250,6 @@ def _beside(flow: Flow, plan: Plan, others: np.ndarray, against: Against) -> dic
     except BackendUnavailable:  # its package or its weights are not here, and the figure is absent
         return found
     return found
-
-
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
 
 
 def sheet(flow: Flow, plan: Plan) -> bytes:

@@ -37,6 +37,16 @@ class Moments:
         scatter = self.scatter + other.scatter + np.outer(apart, apart * (self.count * other.count / count))
         return Moments(count, self.mean + apart * (other.count / count), scatter)
 
+    def without(self, part: "Moments") -> "Moments":
+        """Those of what is left when the `part` that was merged in is taken out again."""
+        count = self.count - part.count
+        if count <= 0:
+            return Moments.of(self.mean[None][:0])
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        apart = part.mean - mean
+        scatter = self.scatter - part.scatter - np.outer(apart, apart * (count * part.count / self.count))
+        return Moments(count, mean, scatter)
+
     def covariance(self, name: str = "the set") -> np.ndarray:
         size = len(self.mean)
         if self.count <= size:
@@ -147,6 +157,18 @@ def interval(values: Sequence[float], share: float = 0.95) -> dict[str, float | 
         return {"value": mean, "low": None, "high": None}
     reach = student_t(freedom, share) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return {"value": mean, "low": mean - reach, "high": mean + reach}
+
+
+def jackknife(whole: float, left_out: Sequence[float], share: float = 0.95) -> dict[str, float | None]:
+    """The figure of several sets together and Student's interval around it, of its figures without each set in turn.
+
+    Of a mean it is `interval` (Tukey 1958). Nothing left out leaves no interval.
+    """
+    sets = len(left_out)
+    if not sets:
+        return {"value": whole, "low": None, "high": None}
+    reach = student_t(sets - 1, share) * math.sqrt((sets - 1) * float(np.var(left_out)))
+    return {"value": whole, "low": whole - reach, "high": whole + reach}
 
 
 def student_t(freedom: int, share: float) -> float:

@@ -5,7 +5,7 @@ and the device that looked: figures of two devices are compared, the last digits
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -101,17 +101,6 @@ def figures(made: Look, real: Reference, seed: int = 0) -> dict[str, float]:
     }
 
 
-def frechet_by_class(made: Look, real: Look) -> dict[str, float]:
-    """Of the classes that have enough pictures for a covariance in both sets; none without classes."""
-    size = real.kept.shape[1]
-    pairs = enumerate(zip(made.classes, real.classes))
-    return {
-        str(label): frechet_distance(*both)
-        for label, both in pairs
-        if len(real.classes) > 1 and min(one.count for one in both) > size
-    }
-
-
 def pictures_of(data: Dataset, part: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """uint8 (N, height, width, channels) and labels, a batch at a time; what is no picture is refused."""
     if len(data.shape) != 3:
@@ -175,9 +164,7 @@ def _key(data: Dataset, part: str, extractor: Extractor) -> str:
 
 def _write(folder: Path, found: Reference) -> None:
     arrays = {
-        "counts": np.array([moments.count for moments in found.classes]),
-        "means": np.stack([moments.mean for moments in found.classes]),
-        "scatters": np.stack([moments.scatter for moments in found.classes]),
+        **arrays_of(found.classes),
         "kept": found.kept,
         "balls": found.balls,
         "accuracy": np.array([] if found.accuracy is None else [found.accuracy]),
@@ -188,12 +175,14 @@ def _write(folder: Path, found: Reference) -> None:
 
 def _read(folder: Path, key: str) -> Reference:
     arrays = {name: tensor.numpy() for name, tensor in checkpoint.load_arrays(folder, RECORD, ARRAYS).items()}
-    moments = zip(arrays["counts"].tolist(), arrays["means"], arrays["scatters"])
     accuracy = arrays["accuracy"].tolist()
-    return Reference(
-        tuple(Moments(*parts) for parts in moments),
-        arrays["kept"],
-        accuracy[0] if accuracy else None,
-        arrays["balls"],
-        key,
-    )
+    return Reference(moments_in(arrays), arrays["kept"], accuracy[0] if accuracy else None, arrays["balls"], key)
+
+
+def arrays_of(classes: Sequence[Moments]) -> dict[str, np.ndarray]:
+    """Moments as they are written, which `moments_in` reads."""
+    return {f"{name}s": np.array([getattr(one, name) for one in classes]) for name in ("count", "mean", "scatter")}
+
+
+def moments_in(arrays: Mapping[str, np.ndarray]) -> tuple[Moments, ...]:
+    return tuple(Moments(*parts) for parts in zip(arrays["counts"].tolist(), arrays["means"], arrays["scatters"]))

@@ -64,7 +64,7 @@ class Row(_Numbers):
     recall: Interval
     density: Interval
     coverage: Interval
-    per_class: dict[str, dict[str, float]]
+    per_class: dict[str, dict[str, Interval]]
     images_per_second: float
     ms_per_image: float
     seconds: float
@@ -72,6 +72,7 @@ class Row(_Numbers):
     extractor_share: float
     label_accuracy: Interval | None = None
     straightness: float | None = None
+    no_straightness: str | None = None  # why
     against: Against | None = None
     sheet: str | None = None
     cell: tuple[int, ...] = ()  # (height, width) of a picture of the sheet

@@ -29,6 +29,9 @@ class Method:
     def best(self) -> Row:
         return min(self.rows, key=lambda row: row.frechet.value)
 
+    def seeds(self, row: Row) -> int:
+        return next(len(one.seeds) for one in self.files if row in one.rows)
+
     def called(self, row: Row) -> str:
         return plan_name(self.name, row.steps) + (f", {row.grid_name} grid" if row.grid_name else "")
 

@@ -14,13 +14,14 @@ from .charts import Chart, bars
 from .pictures import grid_of
 from .plots import Axis, Line, Point, line_plot
 from .report_files import Bench, Interval, Row, Times
-from .report_groups import Group, machine_of
+from .report_groups import Group, Method, machine_of
 from .report_words import cells_of, protocol
 
 BARS, CLASSES = 6, 20  # as many as can be told apart
 CURVE = 150  # points of a training curve
 CELL = 64  # pixels of the screen for a picture
 Figures = Callable[[Row], Interval | float | None]
+Plan = tuple[Method, Row]
 
 
 @dataclass(frozen=True)
@@ -92,27 +93,48 @@ def by_steps(group: Group, press: Press, told: Mapping[str, tuple[str, Figures]]
 
 
 def by_class(group: Group, press: Press) -> str:
-    classes = group.about.classes
-    shown = [(method, method.rows[0]) for method in group.methods]
-    shown = sorted(shown, key=lambda plan: plan[1].frechet.value)[: BARS - 1]
-    shown += [group.longest] if group.longest not in shown else []
-    shown = [plan for plan in group.plans if plan in shown]
+    """A chart a number of seeds: the classes' distances are of all seeds together, and fall with their number."""
+    plans = [(method, row) for method, row in group.plans if row.per_class]
+    counts = sorted({method.seeds(row) for method, row in plans})
+    return "".join(
+        _classes(group, [(method, row) for method, row in plans if method.seeds(row) == count], count, press, name)
+        for count in counts
+        for name in ["by-class" + f"-{count}-seeds" * (len(counts) > 1)]
+    )
+
+
+def _classes(group: Group, plans: Sequence[Plan], seeds: int, press: Press, name: str) -> str:
+    longest = max(plans, key=lambda plan: (plan[1].steps, plan[1].ms_per_image))
+    shortest = {method.name: (method, row) for method, row in reversed(plans)}
+    shown = sorted(shortest.values(), key=lambda plan: plan[1].frechet.value)[: BARS - 1]
+    shown = [plan for plan in plans if plan in shown or plan == longest]
     found = {
-        method.called(row): [row.per_class.get(str(label), {}).get("frechet") for label in range(len(classes))]
+        method.called(row): {int(label): figures["frechet"] for label, figures in row.per_class.items()}
         for method, row in shown
     }
-    known = [label for label in range(len(classes)) if any(line[label] is not None for line in found.values())]
-    if not known:
-        return ""
-    hardest = sorted(known, key=lambda label: -max(line[label] or 0 for line in found.values()))[:CLASSES]
-    names = [classes[label] for label in sorted(hardest)]
-    values = {name: [line[label] for label in sorted(hardest)] for name, line in found.items()}
-    chart = bars(
-        names, values, "Distance by class", "Fréchet distance, lower is better", [one.index for one, _ in shown]
-    )
-    cut = f" The {CLASSES} classes of largest distance, of {len(known)}." if len(known) > CLASSES else ""
-    cut += f" The {BARS - 1} methods of least distance." if len(group.methods) >= BARS else ""
-    return press.chart("by-class", chart, f"The shortest plan of each method, and the longest plan.{cut}")
+    known = sorted({label for line in found.values() for label in line})
+    hardest = sorted(known, key=lambda label: -max(line[label].value for line in found.values() if label in line))
+    labels = sorted(hardest[:CLASSES])
+    names = [group.about.classes[label] for label in labels]
+    values = {
+        called: [line[label].value if label in line else None for label in labels] for called, line in found.items()
+    }
+    reaches = {called: [_reach(line.get(label)) for label in labels] for called, line in found.items()}
+    colours = [method.index for method, _ in shown]
+    chart = bars(names, values, "Distance by class", "Fréchet distance, lower is better", colours, reaches)
+    told = "The shortest plan of each method, and the longest plan."
+    told += f" The {CLASSES} classes of largest distance, of {len(known)}." if len(known) > CLASSES else ""
+    told += f" The {BARS - 1} methods of least distance." if len(shortest) >= BARS else ""
+    told += f" Each bar is of the pictures of {seeds} seed{'s' * (seeds > 1)} together"
+    told += ", its interval from leaving out each seed in turn (jackknife)." if any(map(any, reaches.values())) else "."
+    cells = [[called, *cells_of([line.get(label) for label in labels])] for called, line in found.items()]
+    table = page.table(["plan", *names], cells, [colour_of(index) for index in colours])
+    return press.chart(name, chart, told) + page.folded("Distances by class in numbers", table)
+
+
+def _reach(found: Interval | None) -> tuple[float, float] | None:
+    """Cut at zero, below which there is no distance."""
+    return None if found is None or found.low is None or found.high is None else (max(0.0, found.low), found.high)
 
 
 def training(group: Group, press: Press) -> str:

@@ -136,7 +136,7 @@ def tables(group: Group) -> str:
     return (
         page.heading("Distance")
         + _table(plans, cells)
-        + page.text(" ".join([*_floor(group.about), *_beside(rows)]))
+        + page.text(" ".join([*_floor(group.about), *_beside(rows), *_absent(plans)]))
         + page.heading("Fidelity and variety")
         + _table(plans, variety)
         + page.heading("Time")
@@ -154,6 +154,12 @@ def _floor(about: Eval) -> list[str]:
 def _beside(rows: Sequence[Row]) -> list[str]:
     others = sorted({row.against.name for row in rows if row.against})
     return [f"Likeness is to {', '.join(others)}, from the same noise."] if others else []
+
+
+def _absent(plans: Sequence[tuple[Method, Row]]) -> list[str]:
+    reasons = dict.fromkeys(row.no_straightness for _, row in plans if row.no_straightness)
+    named = {why: [method.called(row) for method, row in plans if row.no_straightness == why] for why in reasons}
+    return [f"No straightness of {'; '.join(names)}: {why}." for why, names in named.items()]
 
 
 def _there(column: Iterable[object]) -> bool:

@@ -13,15 +13,26 @@ from .sampler import Flow
 from .spec import extra_of
 
 
+def no_trajectory(flow: Flow, plan: Plan) -> str:
+    """Why there is none to follow; empty where there is one."""
+    if any(row.n for row in plan):
+        return "noise is drawn anew on the way, so that a picture has no single trajectory"
+    if not isinstance(flow.runner, LoopRunner):
+        return "this engine runs whole steps or plans, and shows no prediction by itself"
+    if extra_of(flow.spec.network):
+        return "the network is told what is kept of a picture, and here nothing is"
+    return ""
+
+
 def straightness(
     flow: Flow, plan: Plan, count: int, *, label: np.ndarray | None = None, guidance: float = 1.0, seed: int = 0
 ) -> float | None:
     """The mean of integral |dx/dt - (x1 - x0)|^2 dt / |x1 - x0|^2 over pictures (Liu et al. 2023), 0 if straight.
 
     A trajectory is what the plan runs through, straight between the ends of its steps; so one of a single step is
-    straight. None where there is no single trajectory, as noise is drawn anew, or where the engine does not show it.
+    straight. None where `no_trajectory` tells why.
     """
-    if any(row.n for row in plan) or not isinstance(flow.runner, LoopRunner) or extra_of(flow.spec.network):
+    if no_trajectory(flow, plan) or not isinstance(flow.runner, LoopRunner):
         return None
     states = _trajectory(flow, flow.runner.denoiser, plan, count, label, guidance, seed)
     began, start = next(states)

@@ -34,10 +34,19 @@ def a_plot(rng, log: bool) -> Chart:
     return line_plot("A <plot>", *axes, lines, level=("real", 0.5), frontier=True)
 
 
+def bars_with_intervals(rng) -> tuple[Chart, np.ndarray]:
+    """And (series, groups, (low, value, high))."""
+    values = np.sort(rng.uniform(0.1, 9, (3, 6, 3)))
+    called, every = names(rng, 3), [[*map(tuple, line)] for line in values[:, :, ::2].tolist()]
+    series = dict(zip(called, values[:, :, 1].tolist()))
+    return bars(names(rng, 6), series, "Some <bars>", "dB", reaches=dict(zip(called, every))), values
+
+
 CHARTS = {
     "heat map": lambda rng: heat_map(grid(rng, 4, 7), names(rng, 4), names(rng, 7), "A <map>", "dB & more"),
     "radar": lambda rng: radar(names(rng, 7), dict(zip(names(rng, 3), grid(rng, 3, 7))), "A <radar>", "dB"),
     "bars": lambda rng: bars(names(rng, 10), dict(zip(names(rng, 4), grid(rng, 4, 10))), "Some <bars>", "dB"),
+    "bars with intervals": lambda rng: bars_with_intervals(rng)[0],
     "plot": lambda rng: a_plot(rng, log=False),
     "logarithmic plot": lambda rng: a_plot(rng, log=True),
 }
@@ -138,6 +147,24 @@ def test_a_bar_is_as_high_as_its_value(rng):
     assert {shape.opacity for shape in found} == {1.0, 0.45}, "one colour twice: the second is lighter"
 
 
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_a_bar_carries_its_interval(rng, width):
+    """In its middle, from low to high on the scale of the bars; told in words too."""
+    chart, values = bars_with_intervals(rng)
+    drawing = chart.draw(width)
+    bodies = [mark for mark in shapes(drawing) if mark.told]
+    stems = [mark for mark in shapes(drawing, stroke="ink") if mark.points[0][0] == mark.points[1][0]]
+    told = values.transpose(1, 0, 2).reshape(-1, 3)
+    assert len(bodies) == len(stems) == len(told)
+    pixels = [body.points[2][1] - body.points[0][1] for body in bodies]
+    scale = pixels[0] / told[0, 1]
+    for body, stem, (low, value, high) in zip(bodies, stems, told):
+        (left, _), (right, bottom) = body.points[0], body.points[2]
+        assert stem.points[0][0] == pytest.approx((left + right) / 2)
+        assert [bottom - y for _, y in stem.points] == pytest.approx([low * scale, high * scale])
+        assert body.told.endswith(f": {value:.4g} ({low:.4g} to {high:.4g})")
+
+
 def test_a_plot_puts_points_where_both_axes_say(rng):
     xs, ys = np.sort(10 ** rng.uniform(-2, 3, 6)), 10 ** rng.uniform(-3, 1, 6)
     points = [Point(x, y) for x, y in zip(xs, ys)]
@@ -210,6 +237,8 @@ def test_colours_are_seen_on_their_paper(at):
         (lambda: radar(["a", "b", "c"], {"x": [1, 2, -0.5]}, "radar"), "radar holds -0.5; expected values of zero or"),
         (lambda: bars(["a"], {"x": [math.inf]}, "bars", ""), "bars holds inf"),
         (lambda: bars(["a"], {"x": [None]}, "bars", ""), "bars has no values"),
+        (lambda: bars(["a"], {"x": [1.0]}, "bars", "", reaches={"x": [(0.0, math.nan)]}), "bars holds nan"),
+        (lambda: bars(["a"], {"x": [1.0]}, "bars", "", reaches={"x": []}), r"bars has lines of \[0\] values"),
         (lambda: line_plot("plot", Axis("x"), Axis("y"), [Line("a", [], 0)]), "plot has no points"),
         (lambda: spanning([0.0, 1.0], 0, 1, log=True), "a logarithmic axis was given 0.0; expected values above 0"),
         (lambda: Scale(1, 1, 0, 1), "an axis goes from 1 to 1"),

@@ -9,7 +9,7 @@ import pytest
 
 from pyflow import neighbours
 from pyflow.errors import InvalidInput
-from pyflow.metrics import Moments, frechet_distance, kernel_distance
+from pyflow.metrics import Moments, frechet_distance, interval, jackknife, kernel_distance
 from pyflow.neighbours import BALL, DENSITY_BALL, manifold, radii
 
 
@@ -47,6 +47,18 @@ def test_moments_of_parts_are_those_of_the_whole(rng, offset):
     assert frechet_distance(merged, Moments.of(other)) == pytest.approx(frechet_distance(features, other), rel=1e-9)
 
 
+def test_moments_without_a_part_are_those_of_the_rest(rng):
+    parts = [rng.normal(size=(count, 5)) * 3 + rng.normal(0, 100) for count in (1, 40, 7)]
+    whole = Moments.of(np.concatenate(parts))
+    for out in range(3):
+        rest, expected = whole.without(Moments.of(parts[out])), np.concatenate([*parts[:out], *parts[out + 1 :]])
+        assert rest.count == len(expected)
+        np.testing.assert_allclose(rest.mean, expected.mean(0), rtol=1e-9)
+        np.testing.assert_allclose(rest.covariance(), np.cov(expected, rowvar=False), rtol=1e-6, atol=1e-6)
+    assert whole.without(Moments.of(parts[0][:0])).mean == pytest.approx(whole.mean)
+    assert whole.without(whole).count == 0
+
+
 def test_too_few_for_a_covariance_says_how_many(rng):
     few, enough = Moments.of(rng.normal(size=(48, 48))), Moments.of(rng.normal(size=(100, 48)))
     with pytest.raises(InvalidInput, match=r"second has shape \(48, 48\).*49 or more"):
@@ -62,6 +74,14 @@ def test_frechet_is_that_of_clean_fid(rng, cleanfid):
     assert frechet_distance(first, second) == pytest.approx(
         cleanfid.frechet_distance(*moments[0], *moments[1]), rel=1e-6
     )
+
+
+# ---- the interval of a class
+def test_the_jackknife_of_a_mean_is_students_interval(rng):
+    values = rng.normal(size=int(rng.integers(2, 9)))
+    without = [np.delete(values, place).mean() for place in range(len(values))]
+    assert jackknife(values.mean(), without) == pytest.approx(interval(values.tolist()))
+    assert jackknife(0.5, []) == {"value": 0.5, "low": None, "high": None}
 
 
 # ---- the kernel distance

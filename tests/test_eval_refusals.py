@@ -7,7 +7,7 @@ import pytest
 from pyflow.training import data
 from tiny import UNET
 
-from pyflow import evaluation, load
+from pyflow import eval_setting, load
 from pyflow.engines.runner import SamplerRunner, WholePlan
 
 
@@ -99,8 +99,8 @@ def test_whole_samplers_of_other_plans_are_refused_before_anything_is_looked_at(
     flow = load(tiny_checkpoint)
     held = WholePlan(flow.plan(2), 1.0, lambda feed: [feed["noise"]])
     flow.runner = SamplerRunner([held], UNET.shape)
-    monkeypatch.setattr(evaluation, "open_source", lambda *_: flow)
-    monkeypatch.setattr(evaluation, "reference", lambda *_: pytest.fail("looked at the reference"))
+    monkeypatch.setattr(eval_setting, "open_source", lambda *_: flow)
+    monkeypatch.setattr(eval_setting, "reference", lambda *_: pytest.fail("looked at the reference"))
     words = told(tiny_checkpoint, judge, tmp_path / "a.json")
     sentence = "this engine holds whole samplers for 2 rows at guidance 1"
     assert f"asked for 3 rows at guidance 1; {sentence}" in refusal(*words, "--steps", "2,3")

@@ -1,5 +1,7 @@
 """Straightness of trajectories against closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from torch import nn
 
 from pyflow.core import uniform_grid
 from pyflow.engines import eager
+from pyflow.engines.runner import SamplerRunner, WholePlan
 from pyflow.sampler import Flow
 from pyflow.spec import Own, Spec
-from pyflow.trajectories import straightness
+from pyflow.trajectories import no_trajectory, straightness
 
 
 class Curved(nn.Module):
@@ -80,4 +83,18 @@ def test_the_trajectory_ends_where_the_sampler_does(solver, rng):
 
 def test_what_draws_noise_anew_has_no_trajectory():
     drawn = flow()
-    assert straightness(drawn, drawn.spec.plan(uniform_grid(4), "renoise"), 2) is None
+    plan = drawn.spec.plan(uniform_grid(4), "renoise")
+    assert straightness(drawn, plan, 2) is None
+    assert "noise is drawn anew" in no_trajectory(drawn, plan)
+    assert no_trajectory(drawn, drawn.plan(4)) == ""
+
+
+def test_what_shows_no_trajectory_says_why():
+    whole = flow()
+    plan = whole.plan(3)
+    whole.runner = SamplerRunner([WholePlan(plan, 1.0, lambda feed: [feed["noise"]])], (2,))
+    assert straightness(whole, plan, 2) is None
+    assert "runs whole steps or plans" in no_trajectory(whole, plan)
+    told = flow_of(Spec(replace(UNET, extra=2)))
+    assert straightness(told, told.plan(3), 2) is None
+    assert "told what is kept" in no_trajectory(told, told.plan(3))
