@@ -143,6 +143,7 @@ py::tuple run_sample(const Denoiser& denoiser, const Doubles& plan, int64_t batc
                      const std::optional<FloatArray>& noise0, const std::optional<FloatArray>& told,
                      const py::object& on_row) {
     Request request{};
+    request.rows.reserve(plan.shape(0));
     for (py::ssize_t i = 0; i < plan.shape(0); ++i) {
         const double* row = plan.data(i, 0);
         request.rows.push_back({row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]});
@@ -162,14 +163,13 @@ py::tuple run_sample(const Denoiser& denoiser, const Doubles& plan, int64_t batc
     std::vector<int64_t> shape{batch};
     shape.insert(shape.end(), denoiser.shape().begin(), denoiser.shape().end());
     FloatArray states(shape);
-    float* target = states.mutable_data();
-    Clock clock;
+    Doubles row_seconds(plan.shape(0)), denoiser_seconds(plan.shape(0));
+    const Output output{states.mutable_data(), row_seconds.mutable_data(), denoiser_seconds.mutable_data()};
     {
         const py::gil_scoped_release unlocked;
-        clock = sample(denoiser, request, target);
+        sample(denoiser, request, output);
     }
-    return py::make_tuple(states, Doubles(clock.rows.size(), clock.rows.data()),
-                          Doubles(clock.denoiser.size(), clock.denoiser.data()));
+    return py::make_tuple(std::move(states), std::move(row_seconds), std::move(denoiser_seconds));
 }
 
 void run_fused_step(const std::array<double, 8>& row, const FloatArray& x, const FloatArray& cond,

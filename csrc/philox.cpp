@@ -1,5 +1,6 @@
 #include "philox.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -7,7 +8,7 @@ namespace pyflow {
 
 namespace {
 
-constexpr int64_t kTileBlocks = 256;
+constexpr int64_t kTileBlocks = 256, kVectorBlocks = 16;  // the first a multiple of the second
 
 template <class Number>
 using Tile = Number[4][kTileBlocks];

@@ -2,12 +2,12 @@
 // 754 rounds exactly, in one order, so that every instruction set gives the same bits; integers become doubles by
 // placing them in the mantissa of 2^52, which needs nothing that SSE2 lacks.
 
-// `kTileBlocks` Philox blocks, word by word.
-inline void philox_tile(const PhiloxStart& start, uint32_t first_block, Tile<uint32_t>& words) {
+// The first `blocks` Philox blocks of a tile, word by word.
+inline void philox_tile(const PhiloxStart& start, uint32_t first_block, uint32_t blocks, Tile<uint32_t>& words) {
     const uint32_t start0 = start.counter[0] + first_block;
     const uint32_t start1 = start.counter[1], start2 = start.counter[2], start3 = start.counter[3];
     const uint32_t key0 = start.key[0], key1 = start.key[1];
-    for (uint32_t i = 0; i < kTileBlocks; ++i) {
+    for (uint32_t i = 0; i < blocks; ++i) {
         uint32_t c0 = start0 + i, c1 = start1, c2 = start2, c3 = start3, k0 = key0, k1 = key1;
 #pragma GCC unroll 10
         for (int round = 0; round < 10; ++round) {
@@ -73,9 +73,10 @@ inline double cosine(double x) {
 
 // Box-Muller as in noise.py: 32 bits of radius, 24 of angle. The angle is split into a quadrant and a rest of at most
 // an eighth of a turn in integers, so that the reduction is exact.
-inline void box_muller_tile(const uint32_t* radius_word, const uint32_t* angle_word, float* first, float* second) {
+inline void box_muller_tile(const uint32_t* radius_word, const uint32_t* angle_word, uint32_t blocks, float* first,
+                            float* second) {
     constexpr double radians = 6.28318530717958647693 / 16777216;
-    for (uint32_t i = 0; i < kTileBlocks; ++i) {
+    for (uint32_t i = 0; i < blocks; ++i) {
         const double u = (double_of(radius_word[i] | kTwo52Bits) - (kTwo52 - 0.5)) * (1.0 / 4294967296);
         const uint32_t angle = angle_word[i] >> 8, quadrant = (angle + (1u << 21)) >> 22;
         const int32_t rest = static_cast<int32_t>(angle - (quadrant << 22));
@@ -90,36 +91,40 @@ inline void box_muller_tile(const uint32_t* radius_word, const uint32_t* angle_w
 }
 
 template <class Number>
-inline void interleave(const Tile<Number>& tile, Number* out) {
-    for (int64_t i = 0; i < kTileBlocks; ++i)
+inline void interleave(const Tile<Number>& tile, int64_t blocks, Number* out) {
+    for (int64_t i = 0; i < blocks; ++i)
         for (int64_t j = 0; j < 4; ++j) out[4 * i + j] = tile[j][i];
 }
 
-// Whole tiles go straight to `out`; the last one goes through a buffer that is cut to size.
+// Whole tiles go straight to `out`; the last one goes through a buffer that is cut to size. Of it no more is made than
+// whole vectors ask for: two numbers took 1.26 us as a whole tile, and 0.15 so (Zen 5, AVX-512).
 template <class Number, class Fill>
 inline void in_tiles(int64_t size, Number* out, Fill fill) {
     alignas(64) Tile<Number> tile;
     for (int64_t begin = 0; begin < size; begin += 4 * kTileBlocks) {
-        fill(static_cast<uint32_t>(begin / 4), tile);
-        if (size - begin >= 4 * kTileBlocks) {
-            interleave(tile, out + begin);
+        const int64_t left = size - begin, vectors = (left + 4 * kVectorBlocks - 1) / (4 * kVectorBlocks);
+        const int64_t blocks = std::min(vectors * kVectorBlocks, kTileBlocks);
+        fill(static_cast<uint32_t>(begin / 4), static_cast<uint32_t>(blocks), tile);
+        if (left >= 4 * blocks) {
+            interleave(tile, blocks, out + begin);
         } else {
             Number last[4 * kTileBlocks];
-            interleave(tile, last);
-            std::memcpy(out + begin, last, (size - begin) * sizeof(Number));
+            interleave(tile, blocks, last);
+            std::memcpy(out + begin, last, left * sizeof(Number));
         }
     }
 }
 
 void philox_words(const PhiloxStart& start, int64_t blocks, uint32_t* out) {
-    in_tiles(4 * blocks, out, [&](uint32_t block, Tile<uint32_t>& tile) { philox_tile(start, block, tile); });
+    in_tiles(4 * blocks, out,
+             [&](uint32_t block, uint32_t count, Tile<uint32_t>& tile) { philox_tile(start, block, count, tile); });
 }
 
 void normal(const PhiloxStart& start, int64_t size, float* out) {
     alignas(64) Tile<uint32_t> words;
-    in_tiles(size, out, [&](uint32_t block, Tile<float>& tile) {
-        philox_tile(start, block, words);
-        box_muller_tile(words[0], words[1], tile[0], tile[1]);
-        box_muller_tile(words[2], words[3], tile[2], tile[3]);
+    in_tiles(size, out, [&](uint32_t block, uint32_t count, Tile<float>& tile) {
+        philox_tile(start, block, count, words);
+        box_muller_tile(words[0], words[1], count, tile[0], tile[1]);
+        box_muller_tile(words[2], words[3], count, tile[2], tile[3]);
     });
 }

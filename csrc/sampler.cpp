@@ -72,7 +72,7 @@ double seconds_between(std::chrono::steady_clock::time_point from, std::chrono::
 
 }  // namespace
 
-Clock sample(const Denoiser& denoiser, const Request& request, float* states) {
+void sample(const Denoiser& denoiser, const Request& request, const Output& output) {
     int64_t size = 1;
     for (int64_t extent : denoiser.shape()) size *= extent;
     const int64_t told = denoiser.extra() * (size / denoiser.shape().front()), stride = size + told;
@@ -100,10 +100,7 @@ Clock sample(const Denoiser& denoiser, const Request& request, float* states) {
     if (noise0 != w.x.get()) std::copy_n(noise0, total, w.x.get());
     if (twin) std::copy_n(noise0, total, twin);
 
-    Clock clock;
     const size_t rows = request.rows.size();
-    clock.rows.reserve(rows);
-    clock.denoiser.reserve(rows);
     for (size_t k = 0; k < rows; ++k) {
         const Row& row = request.rows[k];
         const bool last = k + 1 == rows;
@@ -128,15 +125,14 @@ Clock sample(const Denoiser& denoiser, const Request& request, float* states) {
         step.mask = request.mask;
         step.image = request.image;
         step.noise0 = noise0;
-        step.out = last ? states : w.x.get();
+        step.out = last ? output.states : w.x.get();
         step.out_twin = last ? nullptr : twin;
         step.guided = !last && request.rows[k + 1].h != 0.0 ? w.previous.get() : nullptr;
         fused_step(step, isa);
-        clock.rows.push_back(seconds_between(begin, std::chrono::steady_clock::now()));
-        clock.denoiser.push_back(seconds_between(called, predicted));
+        output.row_seconds[k] = seconds_between(begin, std::chrono::steady_clock::now());
+        output.denoiser_seconds[k] = seconds_between(called, predicted);
         if (request.after_row) request.after_row(static_cast<int64_t>(k));
     }
-    return clock;
 }
 
 }  // namespace pyflow

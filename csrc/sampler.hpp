@@ -26,14 +26,15 @@ struct Request {
     std::function<void(int64_t row)> after_row;  // throws to stop
 };
 
-// Seconds, one entry a row. `rows` includes the denoiser, the noise and the step.
-struct Clock {
-    std::vector<double> rows;
-    std::vector<double> denoiser;
+// Where a run writes: the (batch, *shape) states after the last row, and for each row its seconds and those of its
+// network call. A row's include the denoiser, the noise and the step.
+struct Output {
+    float* states;
+    double *row_seconds, *denoiser_seconds;
 };
 
-// Writes the (batch, *shape) states after the last row. Guidance 1 makes one call a row for the batch; any other value
-// makes one call for twice the batch, labelled pictures first.
-Clock sample(const Denoiser& denoiser, const Request& request, float* states);
+// Guidance 1 makes one call a row for the batch; any other value makes one call for twice the batch, labelled pictures
+// first.
+void sample(const Denoiser& denoiser, const Request& request, const Output& output);
 
 }  // namespace pyflow

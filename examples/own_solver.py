@@ -18,7 +18,7 @@ def midpoint(path: core.Path, prediction: str, grid: tuple[float, ...]) -> core.
         plan.append(core.Row(s, s, 1.0, half, 0.0, 0.0, path.alpha(middle), path.sigma(middle)))
         # The state is x + half*p_prev now: take that back, then go the whole way.
         plan.append(core.Row(middle, middle, 1.0, t - s, -half, 0.0, path.alpha(t), path.sigma(t)))
-    return plan
+    return core.Plan(plan)
 
 
 def decay(x: np.ndarray, s: np.ndarray, t: np.ndarray, label: np.ndarray, out: np.ndarray) -> None:

@@ -152,7 +152,8 @@ class Row(NamedTuple):
     ks: float
 
 
-Plan = list[Row]
+class Plan(tuple[Row, ...]):
+    table: Any = None  # what native code made of the rows, kept here because they never change
 
 
 def _row(path: Path, s: float, told: float, end: float, a: float, b: float, h: float = 0.0, n: float = 0.0) -> Row:
@@ -177,7 +178,7 @@ def euler(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
     for s, t in _intervals(grid):
         x_term, p_term = _velocity_terms(path, prediction, s)
         plan.append(_row(path, s, t, t, a=1 + (t - s) * x_term, b=(t - s) * p_term))
-    return plan
+    return Plan(plan)
 
 
 def heun(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
@@ -195,7 +196,7 @@ def heun(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
             back = (1 + (t - s) / 2 * x_term) / grown  # x + half the first velocity, told by the state after the jump
             a, b = back + (t - s) / 2 * x_after, (t - s) / 2 * p_after
             plan.append(_row(path, t, t, t, a, b, h=(t - s) * p_term * (0.5 - back)))
-    return plan
+    return Plan(plan)
 
 
 def ab2(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
@@ -207,7 +208,7 @@ def ab2(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
         lean = (t - s) / (2 * before) if before else 0.0
         plan.append(_row(path, s, s, t, a=1.0, b=(t - s) * (1 + lean), h=-(t - s) * lean))
         before = t - s
-    return plan
+    return Plan(plan)
 
 
 def ddim(path: Path, prediction: str, grid: Sequence[float], eta: float = 0.0) -> Plan:
@@ -223,7 +224,7 @@ def ddim(path: Path, prediction: str, grid: Sequence[float], eta: float = 0.0) -
         share = min(1.0, path.alpha(s) / alpha * sigma / path.sigma(s))  # of the noise at t, what the state at s knows
         kept = sigma * math.sqrt(1 - eta * eta + (eta * share) ** 2)
         plan.append(_row(path, s, s, t, *_mixed(c, alpha, kept), n=eta * sigma * math.sqrt(1 - share * share)))
-    return plan
+    return Plan(plan)
 
 
 def ddpm(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
@@ -237,7 +238,7 @@ def renoise(path: Path, prediction: str, grid: Sequence[float]) -> Plan:
     for s, t in _intervals(grid):
         a, b = _mixed(split(path, prediction, s), path.alpha(t), 0.0)
         plan.append(_row(path, s, 1.0, t, a, b, n=path.sigma(t)))
-    return plan
+    return Plan(plan)
 
 
 SOLVERS = {solver.__name__: solver for solver in (euler, heun, ab2, ddim, ddpm, renoise)}

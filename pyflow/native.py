@@ -32,6 +32,9 @@ NetworkDenoiser = _C.NetworkDenoiser
 Floats = npt.NDArray[np.float32]
 
 _WORD_LIMIT = 2**32
+_FLOAT32 = np.dtype(np.float32)
+_FLOAT32_END = (2 - 2**-24) * 2.0**127  # what rounds to infinity begins here
+_H, _KA = Row._fields.index("h"), Row._fields.index("ka")
 _NOT_FINITE = "expected a number that is finite in float32"
 
 
@@ -65,7 +68,7 @@ def _count(name: str, value: int, low: int, limit: int) -> int:
 
 
 def _floats(name: str, value: Floats, shape: tuple[int, ...] | None = None) -> Floats:
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32:
+    if not isinstance(value, np.ndarray) or value.dtype != _FLOAT32:
         came = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         raise InvalidInput(f"{name} is {came}; expected a NumPy array of float32")
     if shape is not None and value.shape != shape:
@@ -77,29 +80,42 @@ def _spread(name: str, value: Floats | None, shape: tuple[int, ...]) -> Floats |
     if value is None:
         return None
     value = _floats(name, value)
+    if value.shape == shape:
+        return value
     try:
         return np.ascontiguousarray(np.broadcast_to(value, shape))
     except ValueError:
         raise InvalidInput(f"{name} has shape {value.shape}; expected one that broadcasts to {shape}") from None
 
 
-def _finite(name: str, value: Floats | None) -> None:
-    if value is not None and not np.isfinite(value).all():
+def _finite(name: str, value: Floats | None, shape: tuple[int, ...]) -> Floats | None:
+    value = _spread(name, value, shape)
+    if value is not None and np.count_nonzero(np.isfinite(value)) != value.size:
         raise InvalidInput(f"{name} holds a NaN or an infinity; expected finite values")
-
-
-def _finite_in_float32(values: npt.NDArray[np.float64] | np.float64) -> npt.NDArray[np.bool_] | np.bool_:
-    with np.errstate(over="ignore"):
-        return np.isfinite(values.astype(np.float32))
+    return value
 
 
 def _scalar(name: str, value: float) -> float:
-    if not _finite_in_float32(np.float64(value)):
+    number = float(value)
+    if not abs(number) < _FLOAT32_END:
         raise InvalidInput(f"{name} is {value}; {_NOT_FINITE}")
-    return float(value)
+    return number
 
 
-def _rows(rows: Sequence[Row], masked: bool) -> npt.NDArray[np.float64]:
+def _table(plan: Sequence[Row]) -> npt.NDArray[np.float64]:
+    """The rows as a table that the loop can run; of a Plan it is made once."""
+    if isinstance(plan, Plan) and plan.table is not None:
+        return plan.table
+    table = _rows(plan)
+    if table[0, _H] != 0.0:
+        raise InvalidInput("row 1 has h != 0, and there is no prediction before it; expected h=0 in the first row")
+    if isinstance(plan, Plan):
+        table.flags.writeable = False
+        plan.table = table
+    return table
+
+
+def _rows(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     """The rows as a table; refuses one that no step can run."""
     try:
         table = np.array(rows, dtype=np.float64)
@@ -107,14 +123,20 @@ def _rows(rows: Sequence[Row], masked: bool) -> npt.NDArray[np.float64]:
         raise InvalidInput(f"the plan is {rows!r}; expected a list of rows {Row._fields}") from None
     if table.ndim != 2 or table.shape[0] < 1 or table.shape[1] != len(Row._fields):
         raise InvalidInput(f"the plan has shape {table.shape}; expected rows {Row._fields}, at least one")
-    for k, column in np.argwhere(~_finite_in_float32(table))[:1].tolist():
+    if not np.abs(table).max() < _FLOAT32_END:
+        k, column = np.argwhere(~(np.abs(table) < _FLOAT32_END))[0].tolist()
         raise InvalidInput(f"{Row._fields[column]} of row {k + 1} is {table[k, column]}; {_NOT_FINITE}")
-    nothing = (table == 0.0)[:, 2:]
-    for k in np.flatnonzero(nothing[:, :4].all(axis=1))[:1].tolist():
+    for k in np.flatnonzero(~table[:, 2:_KA].any(axis=1))[:1].tolist():
         raise InvalidInput(f"row {k + 1} has a=b=h=n=0; expected at least one term for the new state")
-    for k in np.flatnonzero(nothing[:, 4:].all(axis=1) & masked)[:1].tolist():
-        raise InvalidInput(f"row {k + 1} has ka=ks=0; a mask needs at least one term for the kept pixels")
     return table
+
+
+def _refuse_mask(table: npt.NDArray[np.float64], image: Floats | None) -> None:
+    """Rows that say nothing of the kept pixels, or speak of an image that is not there."""
+    for k in np.flatnonzero(~table[:, _KA:].any(axis=1))[:1].tolist():
+        raise InvalidInput(f"row {k + 1} has ka=ks=0; a mask needs at least one term for the kept pixels")
+    for k in np.flatnonzero(table[:, _KA])[:1].tolist():
+        _need(f"row {k + 1}", "ka", table[k, _KA], "image", image)
 
 
 def _need(row: str, coefficient: str, value: float, operand: str, array: Floats | None) -> None:
@@ -138,8 +160,8 @@ def fused_step(
     isa: str | None = None,
 ) -> tuple[Floats, Floats]:
     """core.fused_step in C++, equal to it bit for bit; `isa` runs one instruction set instead of the chosen one."""
-    (values,) = _rows([row], masked=mask is not None).tolist()
-    row = Row(*values)
+    table = _rows([row])
+    row = Row(*table[0].tolist())
     x = _floats("x", x)
     cond = _floats("cond", cond, x.shape)
     uncond, previous, noise = (
@@ -152,7 +174,7 @@ def fused_step(
     _need("the row", "h", row.h, "previous", previous)
     _need("the row", "n", row.n, "noise", noise)
     if mask is not None:
-        _need("the row", "ka", row.ka, "image", image)
+        _refuse_mask(table, image)
         _need("the row", "ks", row.ks, "noise0", noise0)
     out = np.empty_like(x)
     guided = None if uncond is None else np.empty_like(x)
@@ -272,7 +294,7 @@ def _extents(shape: Sequence[int]) -> list[int]:
 # ---- the loop
 def sample(
     denoiser: Denoiser,
-    plan: Plan,
+    plan: Sequence[Row],
     *,
     batch: int,
     seed: int = 0,
@@ -298,27 +320,21 @@ def sample(
     seed, first = _picture_numbers(seed, first, batch)
     guidance = _scalar("guidance", guidance)
     shape = (batch, *denoiser.shape)
-    table = _rows(plan, masked=mask is not None)
-    if table[0, Row._fields.index("h")] != 0.0:
-        raise InvalidInput("row 1 has h != 0, and there is no prediction before it; expected h=0 in the first row")
+    table = _table(plan)
     if guidance != 1.0 and (label is None or "label" not in denoiser.inputs):
         why = "label is None" if label is None else f"this network reads {', '.join(denoiser.inputs)}"
         raise InvalidInput(f"guidance is {guidance} and {why}; guidance needs a label and a network that reads it")
     labels = None if label is None else _labels(label, batch)
     if labels is not None and "label" not in denoiser.inputs:
         raise InvalidInput(f"label is {label!r} and the network reads {', '.join(denoiser.inputs)}; expected None")
-    mask, image, noise0 = (
-        _spread(name, value, shape) for name, value in (("mask", mask), ("image", image), ("noise0", noise0))
-    )
-    for name, value in (("mask", mask), ("image", image), ("noise0", noise0)):
-        _finite(name, value)
-    if mask is not None and (mask.min() < 0 or mask.max() > 1):
-        raise InvalidInput(f"mask runs from {mask.min()} to {mask.max()}; expected 0 (kept) to 1 (generated)")
-    if mask is None and image is not None:
-        raise InvalidInput("image is given and mask is None; expected a mask that says what is kept")
+    mask, image = _finite("mask", mask, shape), _finite("image", image, shape)
+    noise0 = _finite("noise0", noise0, shape)
     if mask is not None:
-        for k, row in enumerate(plan, start=1):
-            _need(f"row {k}", "ka", row[Row._fields.index("ka")], "image", image)
+        if mask.min() < 0 or mask.max() > 1:
+            raise InvalidInput(f"mask runs from {mask.min()} to {mask.max()}; expected 0 (kept) to 1 (generated)")
+        _refuse_mask(table, image)
+    elif image is not None:
+        raise InvalidInput("image is given and mask is None; expected a mask that says what is kept")
     null_label, told = _count("null_label", null_label, 0, 2**63), _told(told, denoiser, batch)
     return Samples(
         *_C.sample(
@@ -328,19 +344,19 @@ def sample(
 
 
 def _told(told: Floats | None, denoiser: Denoiser, batch: int) -> Floats | None:
+    if denoiser.extra == 0:
+        if told is not None:
+            raise InvalidInput(f"told is a {type(told).__name__}; expected None: this network is told the state alone")
+        return None
     shape = (batch, denoiser.extra, *denoiser.shape[1:])
-    if denoiser.extra == 0 and told is not None:
-        raise InvalidInput(f"told is a {type(told).__name__}; expected None: this network is told the state alone")
-    if denoiser.extra != 0 and told is None:
+    if told is None:
         raise InvalidInput(f"told is None; expected {shape}: this network is told {denoiser.extra} channels more")
-    told = _spread("told", told, shape)
-    _finite("told", told)
-    return told
+    return _finite("told", told, shape)
 
 
 def _labels(label: int | Sequence[int] | npt.NDArray[np.int64], batch: int) -> npt.NDArray[np.int64]:
     given = np.asarray(label)
-    labels = given.astype(np.int64) if given.dtype.kind in "iu" else None
-    if labels is None or labels.shape not in ((), (batch,)) or (labels < 0).any():
+    labels = given.astype(np.int64, copy=False) if given.dtype.kind in "iu" else None
+    if labels is None or labels.shape not in ((), (batch,)) or np.count_nonzero(labels < 0):
         raise InvalidInput(f"label is {label!r}; expected an integer, 0 or more, or {batch} of them")
-    return np.ascontiguousarray(np.broadcast_to(labels, batch))
+    return np.ascontiguousarray(labels if labels.shape else np.full(batch, labels))

@@ -27,11 +27,11 @@ def resampled(path: Path, plan: Plan, grid: Sequence[float], resamples: int, jum
             f"expected more than {jump} steps, or resamples=1"
         )
     begun = len(plan) - jump * ((len(plan) - 1) // jump)
-    rows = plan[:begun]
+    rows = [*plan[:begun]]
     for end in range(begun + jump, len(plan) + 1, jump):
         *steps, last = plan[end - jump : end]
         rows += [*steps, jumped(path, last, grid[end], grid[end - jump])] * (resamples - 1) + [*steps, last]
-    return rows
+    return Plan(rows)
 
 
 def jumped(path: Path, row: Row, t: float, r: float) -> Row:

@@ -110,6 +110,17 @@ def test_threads_and_callers_change_no_bit(network, threads):
             np.testing.assert_array_equal(made, expected)
 
 
+def test_runs_of_other_batches_and_labels_at_once_change_no_bit(network):
+    """How the latest batch was cut is kept for the next."""
+    asked = [{"batch": batch, "label": np.arange(batch) % labels} for batch in (1, 2, 5, 600) for labels in (1, 2, 4)]
+    expected = [states(native.network_denoiser(network.content, 1), **one) for one in asked]
+    shared = native.network_denoiser(network.content, 2)
+    with ThreadPoolExecutor(4) as callers:
+        made = list(callers.map(lambda one: states(shared, **one), asked * 8))
+    for index, came in enumerate(made):
+        np.testing.assert_array_equal(came, expected[index % len(asked)], err_msg=f"{asked[index % len(asked)]}")
+
+
 def test_it_reads_any_buffer_in_place(network, tmp_path):
     expected = states(native.network_denoiser(network.content))
     path = tmp_path / "network.bin"

@@ -39,7 +39,7 @@ def test_known_answers(isa, counter, key, words):
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_integers_equal_numpys(isa, rng):
-    for blocks in (1, 2, 255, 256, 257, 5000):
+    for blocks in (1, 2, 15, 16, 17, 240, 241, 255, 256, 257, 5000):
         counter = rng.integers(0, 2**32, 4, dtype=np.uint32)
         counter[0] = rng.choice(np.array([counter[0], 2**32 - 3], np.uint32))  # the count may wrap
         key = rng.integers(0, 2**32, 2, dtype=np.uint32)
@@ -72,7 +72,7 @@ def test_every_instruction_set_gives_the_same_bits(rng):
         np.testing.assert_array_equal(other, scalar)
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 1023, 1024, 1025, 3072])
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 63, 64, 65, 960, 961, 1023, 1024, 1025, 3072])
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_picture_has_its_noise_whatever_the_batch(isa, size):
     together = native.normal(11, 5, 6, size, 2, isa=isa)

@@ -151,6 +151,57 @@ def test_views_are_typed_read_only_and_outlive_the_run():
     assert np.isfinite(out).all()
 
 
+# ---- plans
+def test_the_table_of_a_plan_is_made_once_and_is_its_rows(denoiser):
+    plan = core.Plan(PLAN)
+    expected = native.sample(denoiser, [*plan], batch=2).states
+    assert plan.table is None, "a list has no place for it"
+    assert_same_bits(native.sample(denoiser, plan, batch=2).states, expected)
+    table = plan.table
+    assert_same_bits(native.sample(denoiser, plan, batch=2).states, expected)
+    assert plan.table is table
+    np.testing.assert_array_equal(table, np.array([*plan]))
+    with pytest.raises(ValueError, match="read-only"):
+        table[0, 0] = 1.0
+
+
+def test_a_list_may_change_between_runs(denoiser):
+    rows = [*PLAN]
+    first = native.sample(denoiser, rows, batch=1).states
+    rows[0] = rows[0]._replace(a=0.5)
+    other = native.sample(denoiser, rows, batch=1).states
+    assert not np.array_equal(first, other)
+    assert_same_bits(native.sample(denoiser, core.Plan(rows), batch=1).states, other)
+
+
+def test_a_plan_that_cannot_run_is_refused_each_time(denoiser):
+    plan = core.Plan([PLAN[0], PLAN[1]._replace(b=float("inf"))])
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="b of row 2 is inf"):
+            native.sample(denoiser, plan, batch=1)
+    kept = core.Plan([row._replace(ka=0.0, ks=0.0) for row in PLAN])
+    native.sample(denoiser, kept, batch=1)
+    with pytest.raises(InvalidInput, match="row 1 has ka=ks=0"):  # the table is there already
+        native.sample(denoiser, kept, batch=1, mask=IMAGE)
+
+
+END = (2 - 2**-24) * 2.0**127  # half a step above the largest float32: what rounds to infinity begins here
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_rounds_to_infinity_is_refused(denoiser, sign):
+    with np.errstate(over="ignore"):
+        assert np.isinf(np.float32(sign * END))
+    largest = sign * np.nextafter(END, 0)
+    assert np.isfinite(np.float32(largest))
+    native.sample(denoiser, [PLAN[0]._replace(b=largest)], batch=1)
+    native.sample(denoiser, [PLAN[0]], batch=1, label=LABEL, guidance=largest)
+    with pytest.raises(InvalidInput, match=r"b of row 1 is .*finite in float32"):
+        native.sample(denoiser, [PLAN[0]._replace(b=sign * END)], batch=1)
+    with pytest.raises(InvalidInput, match=r"guidance is .*finite in float32"):
+        native.sample(denoiser, [PLAN[0]], batch=1, label=LABEL, guidance=sign * END)
+
+
 # ---- callbacks and interruption
 class Halt(Exception):
     pass

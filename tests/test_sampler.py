@@ -288,6 +288,24 @@ def test_a_network_that_breaks_down_is_an_error(seed):
         _ = flow.sample(2, label=0, seed=seed).images
 
 
+# ---- plans
+def test_a_plan_is_made_once_for_the_same_times(engine, original):
+    plan = engine.plan(3)
+    assert engine.plan(3) is plan
+    assert engine.plan(3, "euler", grid=[0, 1 / 3, 2 / 3, 1.0]) is plan
+    for other in (engine.plan(2), engine.plan(3, "heun"), engine.plan(3, grid="cosine"), engine.plan(3, resamples=2)):
+        assert other != plan
+    assert original.plan(3) == plan
+    assert original.plan(3) is not plan
+
+
+def test_a_solver_that_takes_over_a_name_has_its_own_plans(engine, monkeypatch):
+    before = engine.sample(steps=2, label=1).states
+    monkeypatch.setitem(core.SOLVERS, "euler", lambda *given: [*core.renoise(*given)])  # a list will do
+    assert engine.plan(2, "euler") == core.renoise(core.LINEAR, core.VELOCITY, core.uniform_grid(2))
+    assert not np.array_equal(engine.sample(steps=2, label=1, solver="euler").states, before)
+
+
 # ---- callbacks
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_a_callback_comes_after_every_row(engine, solver):

@@ -56,6 +56,7 @@ class Arena {
 class Workspace {
   public:
     Workspace(const NetworkDenoiser& denoiser, int64_t bytes) : kernels_(denoiser.kernels()), arena_(bytes) {
+        calls_.reserve(denoiser.graph().operations.size());
         if (denoiser.profiles()) spent_.resize(denoiser.graph().operations.size());
     }
 
@@ -242,6 +243,8 @@ NetworkDenoiser::NetworkDenoiser(const void* bytes, size_t size, std::shared_ptr
 Cut NetworkDenoiser::cut(int64_t batch, int64_t conditions) const {
     if (batch < 1) throw InvalidInput("batch is " + std::to_string(batch) + "; expected 1 or more");
     Cut made{};
+    made.batch = batch;
+    made.conditions = conditions;
     // As many groups for each thread, and none larger than another by more than a picture.
     made.workspaces = std::clamp<int64_t>(batch / least_pictures_, 1, threads_.count());
     const int64_t most = std::max(default_group(graph_, schedule_), least_pictures_);
@@ -274,6 +277,13 @@ Cut NetworkDenoiser::cut(int64_t batch, int64_t conditions) const {
     return made;
 }
 
+std::shared_ptr<const Cut> NetworkDenoiser::latest_cut(int64_t batch, int64_t conditions) const {
+    const std::lock_guard<std::mutex> lock(cut_mutex_);
+    if (!latest_cut_ || latest_cut_->batch != batch || latest_cut_->conditions != conditions)
+        latest_cut_ = std::make_shared<const Cut>(cut(batch, conditions));
+    return latest_cut_;
+}
+
 std::unique_ptr<Bound> NetworkDenoiser::bind(const Buffers& buffers) const {
     const int64_t classes = graph_.header.classes;
     std::vector<int64_t> labels;
@@ -293,7 +303,7 @@ std::unique_ptr<Bound> NetworkDenoiser::bind(const Buffers& buffers) const {
         }
     }
     const auto conditions = static_cast<int64_t>(labels.size());
-    return std::make_unique<NetworkBound>(*this, cut(buffers.batch, conditions), buffers, std::move(labels),
+    return std::make_unique<NetworkBound>(*this, *latest_cut(buffers.batch, conditions), buffers, std::move(labels),
                                           std::move(rows));
 }
 

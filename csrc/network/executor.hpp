@@ -19,6 +19,7 @@ namespace pyflow::network {
 
 // How a batch is worked on, and the memory that it takes.
 struct Cut {
+    int64_t batch, conditions;
     int64_t groups, largest;      // largest: pictures of the largest group
     int64_t workspaces;           // threads that work at once
     std::vector<int64_t> chunks;  // pictures, for each stage
@@ -66,6 +67,9 @@ class NetworkDenoiser final : public Denoiser {
 
   private:
     Cut cut(int64_t batch, int64_t conditions) const;
+    // The same, kept from the run before where that was cut alike: to think it over takes 0.55 us, as long as all else
+    // that binds an MLP (Zen 5).
+    std::shared_ptr<const Cut> latest_cut(int64_t batch, int64_t conditions) const;
 
     std::shared_ptr<const void> owner_;
     Graph graph_;
@@ -74,6 +78,8 @@ class NetworkDenoiser final : public Denoiser {
     bool profile_;
     int64_t least_pictures_;  // that are worth a thread
     mutable Threads threads_;
+    mutable std::mutex cut_mutex_;
+    mutable std::shared_ptr<const Cut> latest_cut_;
     mutable std::mutex spent_mutex_;
     mutable std::vector<Spent> spent_;  // by operation
 };

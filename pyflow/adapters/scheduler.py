@@ -49,7 +49,7 @@ class PyflowScheduler(SchedulerMixin, ConfigMixin):
             raise InvalidInput(f"eta is {eta} and solver is {solver!r}; expected solver='ddim', or no eta")
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
-        self.plan: core.Plan = []
+        self.plan = core.Plan()
         self.timesteps = self.next_timesteps = torch.empty(0, dtype=torch.float64)
         self._restart()
 

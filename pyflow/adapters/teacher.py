@@ -77,9 +77,9 @@ def _row(path: core.Path, prediction_type: str, grid: tuple[float, ...], eta: fl
     return row._replace(a=row.a + row.b * path.alpha(grid[0]), b=-row.b * path.sigma(grid[0]))
 
 
-def _ended(plan: core.Plan) -> core.Plan:
+def _ended(rows: list[core.Row]) -> core.Plan:
     """What a mask keeps comes back unchanged, wherever the table ends."""
-    return [*plan[:-1], plan[-1]._replace(ka=1.0, ks=0.0)]
+    return core.Plan([*rows[:-1], rows[-1]._replace(ka=1.0, ks=0.0)])
 
 
 def _clamped_plan(scheduler: DDIMScheduler, steps: int, eta: float) -> core.Plan:
