@@ -58,7 +58,7 @@ def test_a_resumed_run_logs_each_step_once_and_the_same(tmp_path, rng):
         assert steps(folder) == [1, 10, 20, 30, 40, 45]
         assert lines(folder) == lines(tmp_path / "whole"), f"stopped at {at}"
         pictures = sorted(path.name for path in folder_of(folder).glob("*.png"))
-        assert pictures == [f"step-0000{step}.png" for step in (10, 20, 30, 40)]
+        assert pictures == [f"step-0000{step}.png" for step in ("01", 10, 20, 30, 40)]
 
 
 def test_a_new_run_under_an_old_name_begins_a_new_log(tmp_path):
@@ -144,7 +144,7 @@ def test_watching_changes_nothing(tmp_path, setting):
     run(tmp_path / "watched", setting, watch=2, judge=None)
     assert whole(tmp_path / "watched") == whole(tmp_path / "unwatched")
     signs = [line for line in lines(tmp_path / "watched") if "jvp-norm" in line]
-    assert len(signs) == setting.steps // 2
+    assert [sign["step"] for sign in signs] == [1, *range(2, setting.steps + 1, 2)]
     name = "points" if len(setting.network.shape) == 1 else "pixels-4x4"
     for sign in signs:
         assert sign["jvp-norm"] > 0
@@ -159,7 +159,7 @@ def test_a_classifier_lends_its_features_and_its_name(tmp_path):
     torch.manual_seed(0)
     judge = Classifier(UNET.shape, 3).eval()
     run(tmp_path / "run", DROPOUT, watch=5, judge=judge)
-    assert "frechet-4-steps/dots-classifier" in lines(tmp_path / "run")[1]
+    assert "frechet-4-steps/dots-classifier" in lines(tmp_path / "run")[0]
 
 
 def test_a_network_that_has_diverged_is_watched_all_the_same(tmp_path):

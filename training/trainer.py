@@ -53,9 +53,10 @@ def train(
 
     A folder that holds an earlier part of the same run is continued, and its end result is bitwise the one of an
     uninterrupted run (on the CPU, with the same number of threads). Returns False when it was complete already.
-    Averages of further half-lives are checkpoints inside, `half-life-0.1` and so on. Each `watch` steps (0: never) the
-    log beside the folder is given signs of health and samples, which change nothing; `judge`, a classifier of the data,
-    lends its features to the distance. `logs` are tensorboard and wandb. Under torchrun the processes share each batch.
+    Averages of further half-lives are checkpoints inside, `half-life-0.1` and so on. At the first step and each `watch`
+    steps (0: never) the log beside the folder is given signs of health and samples, which change nothing; `judge`, a
+    classifier of the data, lends its features to the distance. `logs` are tensorboard and wandb. Under torchrun the
+    processes share each batch.
     """
     loss_each = objective(recipe.objective, spec, recipe.options).loss
     spec.plan(uniform_grid(2))  # refused here where the solver cannot sample what is trained
@@ -120,7 +121,7 @@ def train(
                 average.follow(run.net, step)
             bar.update()
             ended = step + 1
-            looks = watch > 0 and ended % watch == 0
+            looks = watch > 0 and (ended == 1 or ended % watch == 0)
             if log is not None and (looks or ended % LOG_EVERY == 0 or ended in (1, recipe.steps)):
                 values, picture = {"loss": square.item(), "norm": norm.item(), "rate": share}, None
                 if loss != square:

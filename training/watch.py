@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LossOf = Callable[[nn.Module, Batch], Losses]
 STEPS, SHOWN = (1, 2, 4), 8
-SEED, PICTURES, POINTS, PROBED, WEIGHED = 7, 256, 1024, 32, 128
+SEED, PICTURES, POINTS, PROBED, WEIGHED = 7, 256, 1024, 32, 64
 FIXED_LOSS = "fixed-loss"
 
 
