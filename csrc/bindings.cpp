@@ -120,8 +120,7 @@ class AfterRow {
   public:
     explicit AfterRow(const py::object& callback) : callback_(callback) {}
 
-    void operator()(int64_t row) {
-        const auto now = std::chrono::steady_clock::now();
+    void operator()(int64_t row, Clock::time_point now) {
         const bool due = now - looked_ >= std::chrono::milliseconds(20);
         if (!due && callback_.is_none()) return;
         const py::gil_scoped_acquire gil;
@@ -134,7 +133,7 @@ class AfterRow {
 
   private:
     const py::object& callback_;
-    std::chrono::steady_clock::time_point looked_ = std::chrono::steady_clock::now();
+    Clock::time_point looked_ = Clock::now();
 };
 
 py::tuple run_sample(const Denoiser& denoiser, const Doubles& plan, int64_t batch, uint32_t seed, uint32_t first,

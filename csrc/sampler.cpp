@@ -1,7 +1,6 @@
 #include "sampler.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <limits>
 #include <memory>
@@ -66,7 +65,7 @@ void join(const float* pictures, int64_t count, int64_t size, float* joined, int
     for (int64_t i = 0; i < batch; ++i) std::copy_n(pictures + i % count * size, size, joined + i * stride);
 }
 
-double seconds_between(std::chrono::steady_clock::time_point from, std::chrono::steady_clock::time_point to) {
+double seconds_between(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
 }
 
@@ -104,13 +103,13 @@ void sample(const Denoiser& denoiser, const Request& request, const Output& outp
     for (size_t k = 0; k < rows; ++k) {
         const Row& row = request.rows[k];
         const bool last = k + 1 == rows;
-        const auto begin = std::chrono::steady_clock::now();
+        const auto begin = Clock::now();
         std::fill(w.s.begin(), w.s.end(), static_cast<float>(row.s));
         std::fill(w.t.begin(), w.t.end(), static_cast<float>(row.t));
         if (told) join(w.x.get(), request.batch, size, w.joined.get(), batch, stride);
-        const auto called = std::chrono::steady_clock::now();
+        const auto called = Clock::now();
         bound->run();
-        const auto predicted = std::chrono::steady_clock::now();
+        const auto predicted = Clock::now();
         if (row.n != 0.0)
             normal(request.seed, request.first, request.batch, size, static_cast<uint32_t>(k + 1), w.noise.get(), isa);
         Step step{};
@@ -129,9 +128,10 @@ void sample(const Denoiser& denoiser, const Request& request, const Output& outp
         step.out_twin = last ? nullptr : twin;
         step.guided = !last && request.rows[k + 1].h != 0.0 ? w.previous.get() : nullptr;
         fused_step(step, isa);
-        output.row_seconds[k] = seconds_between(begin, std::chrono::steady_clock::now());
+        const auto ended = Clock::now();
+        output.row_seconds[k] = seconds_between(begin, ended);
         output.denoiser_seconds[k] = seconds_between(called, predicted);
-        if (request.after_row) request.after_row(static_cast<int64_t>(k));
+        if (request.after_row) request.after_row(static_cast<int64_t>(k), ended);
     }
 }
 

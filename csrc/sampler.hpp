@@ -1,6 +1,7 @@
 // Runs a plan: the twin of sample in pyflow/core.py.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -9,6 +10,8 @@
 #include "row.hpp"
 
 namespace pyflow {
+
+using Clock = std::chrono::steady_clock;
 
 // Pointers are to batch*size floats, or null. pyflow/native.py has checked that every operand that a row reads is here.
 struct Request {
@@ -21,9 +24,9 @@ struct Request {
     int64_t null_label;
     const float* mask;
     const float* image;
-    const float* noise0;                         // null: drawn
-    const float* told;                           // (batch, extra, ...) beside the state; null where extra is 0
-    std::function<void(int64_t row)> after_row;  // throws to stop
+    const float* noise0;  // null: drawn
+    const float* told;    // (batch, extra, ...) beside the state; null where extra is 0
+    std::function<void(int64_t row, Clock::time_point ended)> after_row;  // throws to stop
 };
 
 // Where a run writes: the (batch, *shape) states after the last row, and for each row its seconds and those of its
