@@ -6,8 +6,6 @@ PYFLOW_INLINE float* token_at(const View& view, int64_t n, int64_t token) {
     return view.at<float>(n, token / view.width, token % view.width);
 }
 
-PYFLOW_INLINE void put(float* to, float value) { *to = value; }
-PYFLOW_INLINE void put(uint16_t* to, float value) { store_bf16(to, set(value), 1); }
 PYFLOW_INLINE void put(float* to, V value, int64_t lanes) { store_lanes(to, value, lanes); }
 PYFLOW_INLINE void put(uint16_t* to, V value, int64_t lanes) { store_bf16(to, value, lanes); }
 
@@ -25,25 +23,42 @@ struct Numbers<BF16> {
     static constexpr int64_t a_step = 2;
 };
 
+// The words of a token's steps: its own numbers, or pairs of rounded ones.
+PYFLOW_INLINE const Word* words_of(F32, const float* from, int64_t, Word*) {
+    return reinterpret_cast<const Word*>(from);
+}
+PYFLOW_INLINE const Word* words_of(BF16, const float* from, int64_t lanes, Word* made) {
+    store_bf16(reinterpret_cast<uint16_t*>(made), load_lanes(from, lanes), kLanes);
+    return made;
+}
+
 // Token j is column j.
 template <class P>
-inline void pack_keys(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes,
-                      typename Numbers<P>::Number* to) {
+inline void pack_keys(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, Word* to) {
     constexpr int64_t together = Numbers<P>::a_step;
     for (int64_t begin = 0; begin < sizes.tokens; begin += kPanel) {
         const int64_t left = sizes.tokens - begin, width = width_of(left), count = left < width ? left : width;
         for (int64_t j = 0; j < width; ++j) {
             const float* key = j < count ? token_at(a.input, n, begin + j) + channel : nullptr;
-#pragma GCC unroll 8
-            for (int64_t k = 0; k < sizes.features; ++k)
-                put(to + (k / together * width + j) * together + k % together, key ? key[k] : 0.0f);
+            for (int64_t k = 0; k < sizes.features; k += kLanes) {
+                const int64_t lanes = lanes_of(sizes.features - k);
+                Word made[kLanes] = {};
+                const Word* words = key ? words_of(P{}, key + k, lanes, made) : made;
+                Word* column = to + k / together * width + j;
+                if (lanes == kLanes)
+#pragma GCC unroll 16
+                    for (int64_t i = 0; i < kLanes / together; ++i) column[i * width] = words[i];
+                else
+                    for (int64_t i = 0; i < lanes / together; ++i) column[i * width] = words[i];
+            }
         }
-        to += width * sizes.features;
+        to += width * sizes.features / together;
     }
 }
 
 // Token k is row k.
-inline void pack_values(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, float* to) {
+inline void pack_values(F32, const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, Word* words) {
+    auto* to = reinterpret_cast<float*>(words);
     for (int64_t begin = 0; begin < sizes.features; begin += kPanel) {
         const int64_t left = sizes.features - begin, width = width_of(left);
         for (int64_t token = 0; token < sizes.tokens; ++token, to += width) {
@@ -55,14 +70,22 @@ inline void pack_values(const Attend& a, int64_t n, int64_t channel, const Atten
         }
     }
 }
-inline void pack_values(const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, uint16_t* to) {
+inline void pack_values(BF16, const Attend& a, int64_t n, int64_t channel, const AttendScratch& sizes, Word* words) {
+    auto* to = reinterpret_cast<uint16_t*>(words);
     for (int64_t begin = 0; begin < sizes.features; begin += kPanel) {
         const int64_t left = sizes.features - begin, width = width_of(left);
-        for (int64_t token = 0; token < sizes.tokens; token += 2, to += 2 * width)
-            for (int64_t k = 0; k < 2; ++k) {
-                const float* value = token_at(a.input, n, token + k) + channel + begin;
-                for (int64_t j = 0; j < width; ++j) put(to + 2 * j + k, j < left ? value[j] : 0.0f);
+        for (int64_t token = 0; token < sizes.tokens; token += 2, to += 2 * width) {
+            const float* even = token_at(a.input, n, token) + channel + begin;
+            const float* odd = token_at(a.input, n, token + 1) + channel + begin;
+            for (int64_t j = 0; j < width; j += kLanes) {
+                const int64_t lanes = left - j < 0 ? 0 : lanes_of(left - j);
+                uint16_t pairs[2][kLanes];
+                store_bf16(pairs[0], load_lanes(even + j, lanes), kLanes);
+                store_bf16(pairs[1], load_lanes(odd + j, lanes), kLanes);
+                for (int64_t i = 0; i < kLanes; ++i)
+                    for (int64_t k = 0; k < 2; ++k) to[2 * (j + i) + k] = pairs[k][i];
             }
+        }
     }
 }
 
@@ -107,8 +130,8 @@ inline void attend_head(const Attend& a, int64_t n, int64_t head, const AttendSc
     float *values = keys + sizes.keys(), *scores = values + sizes.values() + sizes.queries();
     auto* queries = reinterpret_cast<Number*>(values + sizes.values());
     float *results = scores + sizes.scores(), *sums = results + sizes.results();
-    pack_keys<P>(a, n, channels + channel, sizes, reinterpret_cast<Number*>(keys));
-    pack_values(a, n, 2 * channels + channel, sizes, reinterpret_cast<Number*>(values));
+    pack_keys<P>(a, n, channels + channel, sizes, reinterpret_cast<Word*>(keys));
+    pack_values(P{}, a, n, 2 * channels + channel, sizes, reinterpret_cast<Word*>(values));
 
     constexpr int64_t no_offset = 0;
     Product score{}, mix{};

@@ -35,6 +35,31 @@ PYFLOW_INLINE V finished(const Product& product, V value, int64_t row, int64_t c
     return product.silu ? silu(value) : value;
 }
 
+// A whole block, without the questions that `finished` asks of each vector: of 32 to 64 inputs they took a fifth of a
+// product's time.
+template <class P, int rows, int vectors, bool biased, bool with_other>
+PYFLOW_INLINE void put_block(const Product& product, const typename P::Sum (&sums)[rows][vectors], int64_t row,
+                             int64_t column) {
+    constexpr bool scaled = std::is_same<P, U8S8>::value;
+    V scales[vectors], bias[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+        if (scaled) scales[v] = load(product.scales + column + v * kLanes);
+        if (biased) bias[v] = load(product.bias + column + v * kLanes);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; ++v) {
+            const int64_t at = column + v * kLanes;
+            V value = P::value(sums[r][v]);
+            if (scaled) value = value * scales[v];
+            if (biased) value = value + bias[v];
+            if (with_other) value = value + load(product.other + (row + r) * product.other_row + at);
+            store(product.out + (row + r) * product.out_row + at, value);
+        }
+}
+
 // `rows` rows from `row` by `vectors` vectors of columns from `column`; `weights` and `width` are of their panel.
 template <class P, int rows, int vectors>
 inline void block(const Product& product, int64_t row, int64_t column, const uint8_t* weights, int64_t width) {
@@ -60,6 +85,11 @@ inline void block(const Product& product, int64_t row, int64_t column, const uin
             for (int r = 0; r < (rows + 2) / 3; ++r) bases[r] += kStep;
             weights += step_bytes;
         }
+    }
+    if (!product.silu && product.columns - column >= vectors * kLanes) {
+        if (product.other) return put_block<P, rows, vectors, true, true>(product, sums, row, column);
+        if (product.bias) return put_block<P, rows, vectors, true, false>(product, sums, row, column);
+        return put_block<P, rows, vectors, false, false>(product, sums, row, column);
     }
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r)
