@@ -4,6 +4,7 @@ reads, and the Kullback-Leibler divergence of points in the plane."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -171,6 +172,7 @@ def jackknife(whole: float, left_out: Sequence[float], share: float = 0.95) -> d
     return {"value": whole, "low": whole - reach, "high": whole + reach}
 
 
+@cache
 def student_t(freedom: int, share: float) -> float:
     """How many deviations around zero hold this share of Student's law.
 
