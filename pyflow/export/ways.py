@@ -99,6 +99,8 @@ def _fits(way: Way, layer: Layer) -> bool:
 def _is_precise_enough(way: Way, layer: Layer, network: Network) -> bool:
     if layer.name.partition(".")[0] in PRECISE:
         return way.weights == Type.F32
+    # At full resolution an error reaches the picture as it is. Random networks of 1.4M, 9.6M and 38M err by 1.2e-2 to
+    # 1.5e-2 of the largest value with F(4,3) in every layer, by 8e-3 to 1e-2 so, and by 5e-3 to 6e-3 in F(2,3) alone.
     if way == WINOGRAD4_BFLOAT16 and layer.height == network.shape[1]:
         return False
     return way.weights != Type.S8 or not any(f".{kept}." in f".{layer.name}." for kept in float_layers(network))
