@@ -40,6 +40,7 @@ CURVES: dict[str, dict[str, Any]] = {
     "loss": {"color": "#ced4da"},
     FIXED_LOSS: {"color": "#d9480f", "marker": ".", "zorder": 3},
 }
+CONSISTENT = "semigroup-error"  # of two times: what a flow map's loss hides under the part that no network can learn
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ def row(folder: Path, judge: Judge, steps: Sequence[int]) -> tuple[dict[str, Any
         distance, accuracy, images = judge.of_flow(flow, count, guidance)
         found[str(count)] = {"distance": round(distance, 4), "label_accuracy": round(accuracy, 4)}
         shown.append(images[:SHOWN])
-    looks = [line[FIXED_LOSS] for line in lines if FIXED_LOSS in line]
+    losses = logged(lines, FIXED_LOSS)[1] or logged(lines, "loss")[1]  # older logs have those of training alone
     record = {
         "method": folder.name,
         "seconds": read_json(folder_of(folder) / "seconds.json")["seconds"],
         "training": spec.provenance["steps"],
-        "first_loss": looks[0],
-        "last_loss": looks[-1],
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
         "guidance": guidance,
         "steps": found,
         "provenance": spec.provenance,
@@ -110,6 +111,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([head, *lines])
 
 
+def logged(lines: Sequence[dict[str, float]], name: str) -> tuple[list[float], list[float]]:
+    told = [line for line in lines if line.get(name) is not None]
+    return [line["step"] for line in told], [line[name] for line in told]
+
+
 def plot(curves: dict[str, list[dict[str, float]]], sheets: dict[str, np.ndarray], path: Path, facts: str) -> None:
     """A row a method: its loss as it was trained and on the same samples, and pictures, a line a step count."""
     import matplotlib
@@ -120,12 +126,13 @@ def plot(curves: dict[str, list[dict[str, float]]], sheets: dict[str, np.ndarray
     size = {"width_ratios": (1, 2)}
     figure, axes = pyplot.subplots(len(curves), 2, figsize=(9, 2 * len(curves)), gridspec_kw=size, squeeze=False)
     for (method, lines), (curve, pictures) in zip(curves.items(), axes):
-        for name, style in (
-            ("loss", {"color": "#ced4da"}),
-            (FIXED_LOSS, {"color": "#d9480f", "marker": ".", "zorder": 3}),
-        ):
-            told = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-            curve.plot(*zip(*told), **style)
+        for name, style in CURVES.items():
+            curve.plot(*logged(lines, name), **style)
+        if any(CONSISTENT in line for line in lines):
+            beside = curve.twinx()
+            beside.plot(*logged(lines, CONSISTENT), color="#1c7ed6", marker=".")
+            beside.set_ylim(bottom=0)
+            beside.spines[["top"]].set_visible(False)
         curve.set(ylabel=method)
         curve.spines[["top", "right"]].set_visible(False)
         sheet = np.asarray(grid_of(sheets[method], columns=SHOWN))
@@ -133,7 +140,8 @@ def plot(curves: dict[str, list[dict[str, float]]], sheets: dict[str, np.ndarray
         height = sheet.shape[0] / len(STEPS)
         pictures.set_yticks([(place + 0.5) * height for place in range(len(STEPS))], STEPS)
         pictures.set(xticks=[])
-    axes[0, 0].set_title("loss by step: as trained (grey),\non the same samples (orange)", fontsize=9)
+    told = "loss by step: as trained (grey), on the same samples\n(orange); the jumps' semigroup error (blue, right)"
+    axes[0, 0].set_title(told, fontsize=8)
     axes[0, 1].set_title("pictures at " + ", ".join(map(str, STEPS)) + " network calls")
     figure.tight_layout()
     figure.text(0, 0, facts, fontsize=6, va="top", wrap=True)
@@ -167,7 +175,8 @@ def main() -> None:
     changes = {"steps": arguments.steps, "batch": arguments.batch}
     own = own_fields(arguments.own)
     setting = Setting(arguments.data, arguments.teacher, arguments.runs, arguments.pairs, changes, own)
-    facts = {"command": "make bench-methods", "threads": arguments.threads, **machine()}
+    command = "make bench-methods" + ("" if arguments.data == "digits" else f" CIFAR10={Path(arguments.data).name}")
+    facts = {"command": command, "threads": arguments.threads, **machine()}
     rows, curves, sheets = [], {}, {}
     try:
         judge = Judge.of(arguments.judge, arguments.data)
