@@ -153,6 +153,11 @@ inline void transform_input(const Convolve& c, const WinogradPlan<my, mx, P>& pl
     }
 }
 
+// Nine streams that are read beside 36 that are written are more than the processor follows by itself: a 4x4 layer of
+// 256 channels at 16x16, batch 1, its weights in memory, takes 0.57 ms without a prefetch, 0.50 with one of 512 bytes,
+// 0.48 with 1024 or 2048 (float32, Zen 5).
+constexpr int64_t kTapsAhead = 1024;
+
 // The nine taps of a panel, each of `size` numbers, to its positions.
 template <int my, int mx, class P>
 inline void transform_filters(const uint8_t* taps, int64_t size, uint8_t* to, int64_t position) {
@@ -164,7 +169,11 @@ inline void transform_filters(const uint8_t* taps, int64_t size, uint8_t* to, in
         for (int j = 0; j < 3; ++j) {
             V g[3], u[ny];
 #pragma GCC unroll 3
-            for (int i = 0; i < 3; ++i) g[i] = load_as(P{}, taps + ((3 * i + j) * size + at) * element);
+            for (int i = 0; i < 3; ++i) {
+                const uint8_t* from = taps + ((3 * i + j) * size + at) * element;
+                __builtin_prefetch(from + kTapsAhead);
+                g[i] = load_as(P{}, from);
+            }
             Winograd<my>::filter(g, u);
 #pragma GCC unroll 6
             for (int i = 0; i < ny; ++i) columns[i][j] = u[i];
