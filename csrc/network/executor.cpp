@@ -1,15 +1,10 @@
 #include "executor.hpp"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <map>
-#include <new>
 
 #include "../errors.hpp"
 #include "call.hpp"
@@ -30,35 +25,19 @@ int64_t least_pictures(const Graph& graph, const Schedule& schedule, double leas
     return static_cast<int64_t>(std::clamp(std::ceil(least_work / work), 1.0, most));
 }
 
-// Every byte 255, a NaN in each type of float, until written: a value that nobody wrote shows in the picture.
-class Arena {
-  public:
-    explicit Arena(int64_t bytes) {
-        const int64_t unit = bytes < 2 * kHugePage ? kLine : kHugePage, size = divide_up(bytes, unit) * unit;
-        data_.reset(static_cast<uint8_t*>(std::aligned_alloc(unit, size)));
-        if (!data_) throw std::bad_alloc();
-        if (unit == kHugePage) madvise(data_.get(), size, MADV_HUGEPAGE);  // a wish: small pages do too
-        std::memset(data_.get(), 0xff, bytes);
-    }
-    uint8_t* get() const { return data_.get(); }
-
-  private:
-    // In pages of 4 KB, the 120 MB of a network of 38M at batch 16 took 29,000 faults, a tenth of a call.
-    static constexpr int64_t kLine = 64, kHugePage = int64_t{2} << 20;
-
-    struct Free {
-        void operator()(uint8_t* data) const { std::free(data); }
-    };
-    std::unique_ptr<uint8_t, Free> data_;
-};
-
 // Calls in their order, over memory of their own.
 class Workspace {
   public:
-    Workspace(const NetworkDenoiser& denoiser, int64_t bytes) : kernels_(denoiser.kernels()), arena_(bytes) {
+    Workspace(const NetworkDenoiser& denoiser, int64_t bytes)
+        : kernels_(denoiser.kernels()), arenas_(denoiser.arenas()), arena_(arenas_.take(bytes)) {
         calls_.reserve(denoiser.graph().operations.size());
         if (denoiser.profiles()) spent_.resize(denoiser.graph().operations.size());
     }
+
+    ~Workspace() {
+        if (arena_.get()) arenas_.give(std::move(arena_));
+    }
+    Workspace(Workspace&&) = default;
 
     uint8_t* arena() const { return arena_.get(); }
 
@@ -106,7 +85,8 @@ class Workspace {
     }
 
     const Kernels& kernels_;
-    Arena arena_;
+    Arenas& arenas_;
+    Arena arena_;  // of nothing, once it has moved
     std::vector<Call> calls_;
     std::vector<Part> stages_;
     std::vector<Spent> spent_;  // by operation; empty when nobody asks
@@ -230,6 +210,7 @@ NetworkDenoiser::NetworkDenoiser(const void* bytes, size_t size, std::shared_ptr
       profile_(profile),
       least_pictures_(least_pictures(graph_, schedule_, least_work)),
       threads_(threads),
+      arenas_(threads_.count() + 1),
       spent_(profile ? graph_.operations.size() : 0) {
     const Header& header = graph_.header;
     shape_ = {header.channels};

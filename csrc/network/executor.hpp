@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../denoiser.hpp"
+#include "arena.hpp"
 #include "kernels.hpp"
 #include "memory.hpp"
 #include "threads.hpp"
@@ -53,7 +54,7 @@ class NetworkDenoiser final : public Denoiser {
 
     // A line an operation, for people.
     std::string describe() const { return network::describe(graph_); }
-    // What a run of this batch allocates when each picture has a label of its own.
+    // What a run of this batch works in when each picture has a label of its own. It is kept for the next run.
     int64_t workspace_bytes(int64_t batch) const;
     // A row an operation, summed over all runs since the last call. Empty without `profile`.
     std::vector<Row> take_profile() const;
@@ -62,6 +63,7 @@ class NetworkDenoiser final : public Denoiser {
     const Schedule& schedule() const { return schedule_; }
     const Kernels& kernels() const { return kernels_; }
     Threads& threads() const { return threads_; }
+    Arenas& arenas() const { return arenas_; }
     bool profiles() const { return profile_; }
     void add_to_profile(const std::vector<Spent>& spent) const;
 
@@ -78,6 +80,7 @@ class NetworkDenoiser final : public Denoiser {
     bool profile_;
     int64_t least_pictures_;  // that are worth a thread
     mutable Threads threads_;
+    mutable Arenas arenas_;  // for as many workspaces as one run has
     mutable std::mutex cut_mutex_;
     mutable std::shared_ptr<const Cut> latest_cut_;
     mutable std::mutex spent_mutex_;

@@ -180,6 +180,43 @@ void test_many_callers(const NetworkFile& network, Random& random) {
     for (size_t i = 0; i < batches.size(); ++i) expect_same(batches[i].out, expected[i], "many callers");
 }
 
+// Whatever a run of another batch has left in it.
+void test_memory_is_left_to_the_next_run(const NetworkFile& network, Random& random) {
+    const File file(network.content());
+    Batch batch(random, network, kPictures, true);
+    const std::vector<float> expected = alone(*denoiser_of(file, supported_isas().back(), 1), batch);
+    const auto denoiser = denoiser_of(file, supported_isas().back(), 2);
+    int64_t kept = 0;
+    for (const int64_t count : {int64_t{1}, kPictures, int64_t{3}, kPictures, kPictures}) {
+        batch.poison();
+        denoiser->bind(batch.part(0, count))->run();
+        expect_same({batch.out.begin(), batch.out.begin() + count * batch.size},
+                    {expected.begin(), expected.begin() + count * batch.size}, "in memory of before");
+        EXPECT(denoiser->arenas().bytes() >= kept, "less is kept than before");
+        kept = denoiser->arenas().bytes();
+    }
+    const int64_t most = 3 * denoiser->workspace_bytes(kPictures);
+    EXPECT(kept >= denoiser->workspace_bytes(kPictures) && kept <= most, std::to_string(kept) + " bytes are kept");
+    denoiser->bind(batch.part(0, kPictures))->run();
+    EXPECT(denoiser->arenas().bytes() == kept, "the same batch took memory anew");
+}
+
+void test_arenas() {
+    Arenas arenas(2);
+    Arena small(100), large(300);
+    const uint8_t* of_large = large.get();
+    arenas.give(std::move(large));
+    arenas.give(std::move(small));
+    EXPECT(arenas.bytes() == 400, "not both are kept");
+    Arena taken = arenas.take(200);
+    EXPECT(taken.get() == of_large && taken.bytes() == 300 && arenas.bytes() == 100, "not the smallest that is enough");
+    arenas.give(std::move(taken));
+    arenas.give(Arena(200));
+    EXPECT(arenas.bytes() == 500, "not the largest are kept");
+    const Arena fresh = arenas.take(400);
+    EXPECT(std::count(fresh.get(), fresh.get() + 400, 0xff) == 400 && arenas.bytes() == 500, "fresh memory is no NaN");
+}
+
 void test_a_run_allocates_nothing(const NetworkFile& network, Random& random) {
     const File file(network.content());
     for (const int threads : {1, 2})
@@ -338,12 +375,14 @@ int main(int arguments, char** argument) {
     using namespace pyflow::testing;
     Random random(seed_of(arguments, argument));
     test_threads();
+    test_arenas();
     const NetworkFile points = mlp(random, 40, 3, 4), pictures = unet(random, 8, 8, false), any = any_network(random);
     test_predictions_belong_to_the_picture(across_stages(random), random);
     for (const NetworkFile* network : {&points, &pictures, &any}) {
         test_predictions_belong_to_the_picture(*network, random);
         test_times_may_change_their_kind(*network, random);
         test_many_callers(*network, random);
+        test_memory_is_left_to_the_next_run(*network, random);
         test_a_run_allocates_nothing(*network, random);
         test_the_profile(*network, random);
     }
