@@ -38,6 +38,7 @@ def together(folder, processes: int, work, *arguments) -> list[int | None]:
 def _member(rank: int, processes: int, folder, work, arguments) -> None:
     meeting = folder / "meeting"
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes)
+    dist.barrier()  # one that has ended already is one that the others cannot reach
     work(rank, folder, *arguments)
     dist.destroy_process_group()
 
