@@ -31,12 +31,13 @@ bench-precision: $(VENV)/native
 
 # Every method at a reduced size from the teacher of `make demo`, a few minutes each; CIFAR10=FOLDER: from runs/cifar's, where
 # what starts at its weights goes gently: at a rate of 4e-4 in batches of 12 it lost what the teacher knew.
-GENTLE := learning_rate=1e-4 warmup=0.1 half_lives=0.1
+WARM := warmup=0.1 half_lives=0.1
+GENTLE := learning_rate=1e-4 $(WARM)
 MAPS := $(GENTLE) diagonal=0.5
-ON_CIFAR10 := --batch 24 --steps 100 --runs runs/methods-cifar --own ddpm steps=600 \
-  --own lsd steps=300 batch=12 $(MAPS) --own esd steps=150 batch=12 $(MAPS) \
+ON_CIFAR10 := --batch 24 --steps 100 --runs runs/methods-cifar --own ddpm steps=1600 batch=64 \
+  --own lsd steps=700 learning_rate=3e-4 $(WARM) diagonal=0.75 --own esd steps=150 batch=12 $(MAPS) \
   --own psd-midpoint steps=300 $(MAPS) --own psd-uniform steps=150 $(MAPS) \
-  --own meanflow steps=200 batch=12 $(GENTLE) --own improved-meanflow steps=250 batch=12 $(GENTLE) \
+  --own meanflow steps=200 batch=12 $(GENTLE) --own improved-meanflow steps=450 learning_rate=5e-4 $(WARM) \
   --own consistency steps=200 gap=0.05 $(GENTLE)
 bench-methods: $(VENV)/native
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/methods.py \
