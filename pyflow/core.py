@@ -14,7 +14,7 @@ from .errors import InvalidInput
 
 Array = Any  # a NumPy array or a torch tensor; where a time is meant, a float too
 
-VELOCITY, IMAGE, NOISE = PREDICTIONS = ("velocity", "image", "noise")
+VELOCITY, IMAGE, NOISE, V = PREDICTIONS = ("velocity", "image", "noise", "v")
 
 
 # ---- paths: x_t = alpha(t)*image + sigma(t)*noise
@@ -101,8 +101,8 @@ def split(path: Path, prediction: str, t: Array) -> Split:
         if isinstance(alpha, float) and alpha == 0.0:
             raise InvalidInput(f"noise tells no image at t={t} on the {path.name} path; expected t above 0")
         return Split(1 / alpha, -sigma / alpha, 0.0, 1.0)
-    if prediction == VELOCITY:
-        alpha_rate, sigma_rate = path.alpha_rate(t), path.sigma_rate(t)
+    if prediction in (VELOCITY, V):  # v is a velocity by the angle (Salimans & Ho 2022) and tells the image at all times
+        alpha_rate, sigma_rate = (-sigma, alpha) if prediction == V else (path.alpha_rate(t), path.sigma_rate(t))
         area = alpha_rate * sigma - alpha * sigma_rate
         return Split(-sigma_rate / area, sigma / area, alpha_rate / area, -alpha / area)
     raise InvalidInput(f"prediction is {prediction!r}; expected one of {', '.join(PREDICTIONS)}")
@@ -112,7 +112,7 @@ def target(path: Path, prediction: str, image: Array, noise: Array, t: Array) ->
     """What a network with this prediction is trained to say at time t."""
     if prediction == VELOCITY:
         return path.velocity(image, noise, t)
-    return {IMAGE: image, NOISE: noise}[prediction]
+    return {IMAGE: image, NOISE: noise, V: path.alpha(t) * noise - path.sigma(t) * image}[prediction]
 
 
 # ---- grids: the times that a plan visits

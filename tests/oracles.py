@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pyflow.core import IMAGE, NOISE, VELOCITY, Path
+from pyflow.core import IMAGE, NOISE, VELOCITY, Path, V
 
 Array = np.ndarray
 
@@ -36,13 +36,17 @@ class Law:
         """dx/dt of the probability flow: alpha_rate * E[image | x] + sigma_rate * E[noise | x]."""
         return path.alpha_rate(t) * self.image(path, x, t) + path.sigma_rate(t) * self.noise(path, x, t)
 
+    def v(self, path: Path, x: Array, t: float) -> Array:
+        """E[alpha*noise - sigma*image | x_t = x]."""
+        return path.alpha(t) * self.noise(path, x, t) - path.sigma(t) * self.image(path, x, t)
+
     def average_velocity(self, path: Path, x: Array, s: float, t: float) -> Array:
         """What a perfect flow map (MeanFlow, shortcut, Lines) says: the mean velocity over s..t along the flow."""
         return self.velocity(path, x, s) if s == t else (self.flow(path, x, s, t) - x) / (t - s)
 
     def denoiser(self, path: Path, prediction: str) -> Callable:
         """A perfect network of this prediction, as `core.sample` calls it; the second time and the label are unused."""
-        says = {VELOCITY: self.velocity, IMAGE: self.image, NOISE: self.noise}[prediction]
+        says = {VELOCITY: self.velocity, IMAGE: self.image, NOISE: self.noise, V: self.v}[prediction]
         return lambda x, s, t, labelled: says(path, x, s)
 
     def flow_map(self, path: Path) -> Callable:

@@ -31,7 +31,7 @@ from pyflow.training.trainer import train
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from pyflow.core import IMAGE, NOISE, PATHS, VELOCITY, Path
+from pyflow.core import IMAGE, NOISE, PATHS, VELOCITY, Path, V
 from pyflow.errors import BackendUnavailable, InvalidInput
 from pyflow.models import random_network
 from pyflow.spec import MLP, Spec, UNet
@@ -47,16 +47,16 @@ def untold(prediction: str, path: Path, t: Tensor) -> Tensor:
         return unexplained(path, t)
     alpha, sigma = path.alpha(t), path.sigma(t)
     variance = (alpha * DEVIATION) ** 2 + sigma**2
-    return DEVIATION**2 * (alpha**2 if prediction == NOISE else sigma**2) / variance
+    return DEVIATION**2 * {NOISE: alpha**2, IMAGE: sigma**2, V: 1.0}[prediction] / variance
 
 
-FROM_DATA = [("cfm", VELOCITY, "linear"), ("ddpm", NOISE, "vp-cosine"), ("ddpm", NOISE, "vp-linear")]
+FROM_DATA = [("cfm", VELOCITY, "linear"), ("ddpm", NOISE, "vp-cosine"), ("ddpm", NOISE, "vp-linear"), ("ddpm", V, "vp-cosine")]
 FROM_PAIRS = {"reflow": VELOCITY, "grid": VELOCITY, "lines": IMAGE, "naive": IMAGE}
 
 
 def solved(loss, name: str, prediction: str, path: str, seed: int) -> None:
     spec = Spec(SPEC.network, path, prediction)
-    says = {VELOCITY: LAW.velocity, NOISE: LAW.noise}[prediction]
+    says = {VELOCITY: LAW.velocity, NOISE: LAW.noise, V: LAW.v}[prediction]
 
     def floor(s: Tensor, t: Tensor, batch: Batch) -> Tensor:
         return untold(prediction, PATHS[path], t)
@@ -178,7 +178,7 @@ def pictures(count: int, dtype: torch.dtype = torch.float32) -> Batch:
 
 def fitting(name: str) -> Spec:
     asked = OBJECTIVES[name]
-    return Spec(replace(PICTURES, times=1 + asked.two_times), asked.paths[0], asked.predicts, null_label=True)
+    return Spec(replace(PICTURES, times=1 + asked.two_times), asked.paths[0], asked.predicts[0], null_label=True)
 
 
 def options_of(name: str, **wanted: object) -> Options:
@@ -272,7 +272,7 @@ def test_dropping_the_labels_of_whole_batches_is_noticed(seed):
 TOLD = replace(PICTURES, times=2, guided=True)
 REFUSED = {
     "unknown": ("sgd", Spec(PICTURES), {}, "objective is 'sgd'; expected one of cfm, ddpm"),
-    "prediction": ("ddpm", Spec(PICTURES), {}, "prediction is 'velocity'; ddpm expected 'noise'"),
+    "prediction": ("ddpm", Spec(PICTURES), {}, "prediction is 'velocity'; ddpm expected 'noise' or 'v'"),
     "one time": ("lsd", Spec(PICTURES), {}, "times is 1; lsd expected a network with times=2"),
     "velocity": ("cfm", Spec(PICTURES, "vp-linear"), {}, "path is 'vp-linear'; cfm expected 'linear'"),
     "noise": (

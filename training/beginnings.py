@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyflow import checkpoint
-from pyflow.core import NOISE, VELOCITY
+from pyflow.core import NOISE, VELOCITY, V
 from pyflow.errors import InvalidInput
 from pyflow.models import build
 from pyflow.spec import Network, Spec, UNet
@@ -17,7 +17,7 @@ from .settings import Recipe
 from .trainer import provenance
 
 TIMES, GUIDE, ENTER = "condition.project.0.weight", "condition.guide.", "enter.weight"
-OBJECTIVES = {VELOCITY: "cfm", NOISE: "ddpm"}  # by what the checkpoint predicts
+OBJECTIVES = {VELOCITY: "cfm", NOISE: "ddpm", V: "ddpm"}  # by what the checkpoint predicts
 
 
 def spec_of(setting: Recipe, **origin: Any) -> Spec:

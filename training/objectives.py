@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyflow.core import IMAGE, NOISE, PATHS, VELOCITY, split, target
+from pyflow.core import IMAGE, NOISE, PATHS, VELOCITY, V, split, target
 from pyflow.errors import InvalidInput
 from pyflow.spec import Spec
 
@@ -46,7 +46,8 @@ def cfm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
 
 
 def ddpm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
-    """Denoising diffusion (Ho et al. 2020, eq. 14): E |eps - eps(sqrt(abar_t) x_1 + sqrt(1 - abar_t) eps, t)|^2."""
+    """Denoising diffusion (Ho et al. 2020, eq. 14): E |eps - eps(sqrt(abar_t) x_1 + sqrt(1 - abar_t) eps, t)|^2; or of
+    v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_1, which tells the picture where x_t is pure noise (Salimans & Ho 2022)."""
     t = batch.coins[:, 0]
     return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t, options)
 
@@ -96,7 +97,7 @@ class Objective(NamedTuple):
     loss: Loss
     reads: frozenset[str] = frozenset()  # learned_weight is the trainer's and fits all
     holes: frozenset[str] = frozenset()  # what it reads besides for a network that sees the mask; empty: it takes none
-    predicts: str = VELOCITY
+    predicts: tuple[str, ...] = (VELOCITY,)
     paths: tuple[str, ...] = ("linear",)  # a velocity has no limit at t=1 on the others
     from_pairs: bool = False
     two_times: bool = False
@@ -110,11 +111,11 @@ MAP = frozenset({"times", "diagonal", "pooled"})
 MEAN = MAP | {"guidance", "adaptive"}
 OBJECTIVES = {
     "cfm": Objective(cfm, frozenset({"times", "pooled"}), HOLES),
-    "ddpm": Objective(ddpm, frozenset({"pooled"}), HOLES, NOISE, ("vp-cosine", "vp-linear")),
+    "ddpm": Objective(ddpm, frozenset({"pooled"}), HOLES, (NOISE, V), ("vp-cosine", "vp-linear")),
     "reflow": Objective(reflow, BEND | {"times", "jump"}, HELD, from_pairs=True),
     "grid": Objective(grid, BEND | {"grid"}, HELD, from_pairs=True),
-    "lines": Objective(lines, holes=HELD, predicts=IMAGE, from_pairs=True),
-    "naive": Objective(naive, holes=HELD, predicts=IMAGE, from_pairs=True),
+    "lines": Objective(lines, holes=HELD, predicts=(IMAGE,), from_pairs=True),
+    "naive": Objective(naive, holes=HELD, predicts=(IMAGE,), from_pairs=True),
     "meanflow": Objective(meanflow, MEAN, two_times=True, differentiates=True),
     "improved-meanflow": Objective(improved_meanflow, MEAN, two_times=True, differentiates=True),
     "lsd": Objective(lsd, MAP, two_times=True, differentiates=True),
@@ -142,9 +143,10 @@ def refuse_source(name: str, pairs: bool) -> None:
 def objective(name: str, spec: Spec, options: Options) -> Objective:
     """An objective by name, refused where the network cannot learn it, or does not read an option that is set."""
     asked, network = _known(name), spec.network
-    guides, paths = "guidance" in asked.reads, " or ".join(map(repr, asked.paths))
+    guides = "guidance" in asked.reads
+    paths, predicts = (" or ".join(map(repr, names)) for names in (asked.paths, asked.predicts))
     for fits, sentence in (
-        (spec.prediction == asked.predicts, f"prediction is {spec.prediction!r}; {name} expected {asked.predicts!r}"),
+        (spec.prediction in asked.predicts, f"prediction is {spec.prediction!r}; {name} expected {predicts}"),
         (
             not asked.two_times or network.times == 2,
             f"times is {network.times}; {name} expected a network with times=2",

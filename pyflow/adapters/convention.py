@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..core import IMAGE, NOISE, VELOCITY, Array
+from ..core import IMAGE, NOISE, VELOCITY, Array, V
 from ..errors import InvalidArtefact, InvalidInput
 
 TIMESTEPS = 1000
-PREDICTION_TYPES = {"epsilon": NOISE, "sample": IMAGE, "v_prediction": VELOCITY}
+PREDICTION_TYPES = {"epsilon": NOISE, "sample": IMAGE, "v_prediction": V}
 
 
 def timestep_of(t: Array) -> Array:

@@ -52,8 +52,9 @@ def plan_of(scheduler: DDIMScheduler, steps: int, eta: float = 0.0) -> core.Plan
             "clip_sample is True: a step that clamps the image is not linear, so no row can say it; a Teacher clamps "
             "in its network call, or set it to False: DDIMScheduler.from_config(scheduler.config, clip_sample=False)"
         )
-    path, prediction_type = path_of(scheduler), scheduler.config.prediction_type
-    plan = [_row(path, prediction_type, (s, t) if t == 1.0 else (s, t, 1.0), eta) for s, t in _times(scheduler, steps)]
+    path, prediction = path_of(scheduler), PREDICTION_TYPES[scheduler.config.prediction_type]
+    grids = [(s, t) if t == 1.0 else (s, t, 1.0) for s, t in _times(scheduler, steps)]
+    plan = [core.ddim(path, prediction, grid, eta)[0] for grid in grids]
     return _ended(plan)
 
 
@@ -66,15 +67,6 @@ def _times(scheduler: DDIMScheduler, steps: int) -> list[tuple[float, float]]:
     visited.set_timesteps(steps)
     ends = ((index, max(index - indices // steps, -1)) for index in visited.timesteps.tolist())
     return [(time_of_index(index, indices), time_of_index(end, indices)) for index, end in ends]
-
-
-def _row(path: core.Path, prediction_type: str, grid: tuple[float, ...], eta: float) -> core.Row:
-    if prediction_type != "v_prediction":
-        return core.ddim(path, PREDICTION_TYPES[prediction_type], grid, eta)[0]
-    # v = alpha*noise - sigma*image is a velocity by the angle, not by time, and the table has no rates to tell one by
-    # the other: it is read as image = alpha*x - sigma*v.
-    row = core.ddim(path, core.IMAGE, grid, eta)[0]
-    return row._replace(a=row.a + row.b * path.alpha(grid[0]), b=-row.b * path.sigma(grid[0]))
 
 
 def _ended(rows: list[core.Row]) -> core.Plan:
@@ -180,18 +172,11 @@ class _Runner:
 
     def _next(self, x: Tensor, p: Tensor, s: float, t: float, fresh: float) -> Tensor:
         """`DDIMScheduler.step`: the noise stays what the network says, whatever becomes of the image."""
-        told = _split(self.path, self.config.prediction_type, s)
+        told = core.split(self.path, PREDICTION_TYPES[self.config.prediction_type], s)
         reach = self.config.clip_sample_range
         image = (told.image_x * x + told.image_p * p).clamp(-reach, reach)
         kept = max(self.path.sigma(t) ** 2 - fresh**2, 0.0) ** 0.5
         return self.path.alpha(t) * image + kept * (told.noise_x * x + told.noise_p * p)
-
-
-def _split(path: core.Path, prediction_type: str, s: float) -> core.Split:
-    alpha, sigma = path.alpha(s), path.sigma(s)
-    if prediction_type == "v_prediction":
-        return core.Split(alpha, -sigma, sigma, alpha)
-    return core.split(path, PREDICTION_TYPES[prediction_type], s)
 
 
 def load_teacher(folder: str | Path, clip_sample: bool | None = None, threads: int = 0, device: str = "cpu") -> Teacher:
