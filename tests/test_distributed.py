@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pyflow.training.distributed import join
 from pyflow.training.settings import Options
 from tiny import network
-from tiny_runs import DROPOUT, MAP, PATIENCE, RECIPE, data, exit_code, interrupted, run, started
+from tiny_runs import DROPOUT, MAP, PATIENCE, POOLED, RECIPE, data, exit_code, interrupted, run, started
 
 from pyflow import checkpoint
 from pyflow.errors import InvalidInput, NotFinite
@@ -25,6 +25,7 @@ SETTINGS = {
     "accumulate": replace(RECIPE, batch=BATCH, accumulate=2, half_lives=(0.1, 0.3)),
     "masks": replace(DROPOUT, batch=BATCH, network=replace(DROPOUT.network, dropout=0.0, extra=2), flip=True),
     "learned weight": replace(MAP, batch=BATCH, options=Options(learned_weight=True, diagonal=0.5)),
+    "pooled": replace(POOLED, accumulate=2),
 }
 
 
@@ -147,7 +148,7 @@ def _is_one_of_three(rank: int, folder) -> None:
 
 def test_torchrun_on_the_command_line_trains_what_one_process_does(tmp_path):
     words = "train lsd --data checkerboard --network.width 16 --network.depth 2 --steps 5 --batch 64 --watch 4 "
-    words += "--optimizer adamw --learning-rate 1e-3 --no-pooled --out"  # each process has a pool of its own
+    words += "--optimizer adamw --learning-rate 1e-3 --out"
     one = [sys.executable, "-m", "pyflow.cli", *words.split(), str(tmp_path / "one")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     two = [*torchrun, "pyflow.cli", *words.split(), str(tmp_path / "two")]

@@ -77,7 +77,7 @@ def test_what_is_compared_is_all_that_a_run_leaves(tmp_path):
     assert "optimizer.1.0.momentum_buffer" in whole(tmp_path / "muon")
 
 
-@pytest.mark.parametrize("name", ["unet", "muon", "accumulate", "learned weight"])
+@pytest.mark.parametrize("name", ["unet", "muon", "accumulate", "learned weight", "bfloat16", "pooled"])
 def test_a_run_that_is_killed_at_random_times_goes_on_exactly(tmp_path, rng, name):
     """It saves at every step: about half of the time it is writing a checkpoint."""
     setting, folder = SETTINGS[name], tmp_path / "killed"

@@ -20,6 +20,7 @@ from pyflow.spec import MLP, Spec
 POINTS = MLP(shape=(2,), width=8, depth=2, classes=3)
 RECIPE = Recipe("cfm", "cfm", "dots", POINTS, steps=12, batch=4, learning_rate=1e-2)
 MAP = replace(RECIPE, objective="lsd", network=replace(POINTS, times=2), options=Options(learned_weight=True))
+POOLED = replace(MAP, network=MLP(width=8, times=2), batch=16, options=Options(pooled=True, diagonal=0.5))
 DROPOUT = replace(RECIPE, network=replace(UNET, dropout=0.2), steps=9, batch=2)
 SETTINGS = {
     "points": RECIPE,
@@ -31,12 +32,15 @@ SETTINGS = {
     "accumulate": replace(RECIPE, accumulate=2, schedule="constant"),
     "half-lives": replace(RECIPE, half_lives=(0.1, 0.3, 0.0)),
     "learned weight": replace(MAP, half_lives=(0.1, 0.2)),
+    "bfloat16": replace(DROPOUT, precision="bf16"),
+    "bfloat16 along a direction": replace(MAP, precision="bf16"),
+    "pooled": replace(POOLED, accumulate=2),
 }
 
 
 def spec_of(setting: Recipe) -> Spec:
     convention = setting.path, setting.prediction, setting.solver
-    return Spec(setting.network, *convention, null_label=True, provenance=provenance(setting))
+    return Spec(setting.network, *convention, setting.network.classes > 0, provenance=provenance(setting))
 
 
 def data(setting: Recipe):

@@ -27,19 +27,27 @@ class Batch(NamedTuple):
     image: Tensor
     coins: Tensor  # float32 (B, COINS), uniform in 0..1
     mask: Tensor | None = None  # float32 (B, 1, H, W), 1 is generated and 0 is kept; of a network that sees it
+    whole: Tensor | None = None  # the images of the batch that this is a part of; None is its own
+
+    @property
+    def pool(self) -> Tensor:
+        """The images of the whole batch."""
+        return self.image if self.whole is None else self.whole
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with all that it holds changed so."""
         noise, label, image, coins = map(change, self[:4])
-        return Batch(noise, label, image, coins, None if self.mask is None else change(self.mask))
+        return Batch(noise, label, image, coins, *(None if held is None else change(held) for held in self[4:]))
 
     def part(self, index: int, count: int) -> "Batch":
         """Every `count`-th sample from `index` on: the first share of each part is in the first share of the whole."""
-        return self.each(lambda tensor: tensor[index::count])
+        if count == 1:
+            return self
+        return self._replace(whole=None).each(lambda tensor: tensor[index::count])._replace(whole=self.pool)
 
     def between(self, first: int, end: int | None) -> "Batch":
-        """The samples from `first` up to `end`."""
-        return self.each(lambda tensor: tensor[first:end])
+        """The samples from `first` up to `end`, a batch of their own."""
+        return self._replace(whole=None).each(lambda tensor: tensor[first:end])
 
     def to(self, device: torch.device) -> "Batch":
         return self.each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -50,12 +58,20 @@ class Batch(NamedTuple):
 
     def share(self, share: float) -> int:
         """How many samples are this share of the batch: its first ones, so that parts of it agree with the whole."""
-        return int(round(share * len(self.label), 6))  # .29 of 100 is 29
+        return _share(share, len(self.label))
 
     def cut(self, share: float) -> tuple["Batch", "Batch"]:
-        """The first share of the batch, and the rest."""
+        """The first share of the batch, and the rest; of a part, they are parts of the whole's first share and rest."""
         at = self.share(share)
-        return self.between(0, at), self.between(at, None)
+        first, rest = self.between(0, at), self.between(at, None)
+        if self.whole is None:
+            return first, rest
+        at = _share(share, len(self.whole))
+        return first._replace(whole=self.whole[:at]), rest._replace(whole=self.whole[at:])
+
+
+def _share(share: float, count: int) -> int:
+    return int(round(share * count, 6))  # .29 of 100 is 29
 
 
 class Losses(NamedTuple):
