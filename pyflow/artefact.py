@@ -36,8 +36,7 @@ def publish(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
     directory named by mistake stays.
     """
     folder = Path(os.path.realpath(folder))
-    if folder.exists() and not folder.is_dir():
-        raise InvalidInput(f"{folder} is a file; expected a folder, or a name that is free")
+    refuse_blocked(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     fresh.mkdir()
@@ -52,6 +51,14 @@ def publish(folder: Path, replaces: Collection[str] = ()) -> Iterator[Path]:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def refuse_blocked(folder: Path) -> None:
+    """Refuse a folder that cannot be made: it is a file, or lies in one."""
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            inside = "" if place == folder else f" to make {folder.name} in"
+            raise InvalidInput(f"{place} is a file; expected a folder{inside}, or a name that is free")
+
+
 def sweep(folder: Path) -> None:
     """Remove what processes that were killed had begun to publish as `folder`."""
     folder = Path(os.path.realpath(folder))
@@ -59,8 +66,16 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def sweep_files(folder: Path, named: str = "*") -> None:
+    """Remove what processes that were killed had begun to write to files of such names in `folder`."""
+    for left in folder.glob(f".{named}.????????.tmp"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write one file so that after a crash it is the old one or the new one, and the new one once this returns."""
+    refuse_blocked(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -193,10 +193,12 @@ def without_torch(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_an_error_of_the_system_is_one_sentence(tmp_path, capsys):
+@pytest.mark.parametrize("command", [("train", "cfm", "--data", "checkerboard", "--steps", 1), ("pairs",)])
+def test_a_file_in_the_way_is_one_sentence(command, tiny_checkpoint, tmp_path, refusal):
     (tmp_path / "file").touch()
-    assert run("train", "cfm", "--data", "checkerboard", "--out", tmp_path / "file" / "x", "--steps", 1) == 2
-    assert re.search(r"pyflow: \[Errno \d+\]", capsys.readouterr().err)
+    source = () if command[0] == "train" else (tiny_checkpoint,)
+    said = refusal(command[0], *source, *command[1:], "--out", tmp_path / "file" / "x")
+    assert f"{tmp_path / 'file'} is a file; expected a folder" in said
 
 
 def test_info_of_this_machine(capsys):

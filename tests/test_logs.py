@@ -6,6 +6,7 @@ import time
 import types
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -61,17 +62,8 @@ def test_a_resumed_run_logs_each_step_once_and_the_same(tmp_path, rng):
         assert pictures == [f"step-0000{step}.png" for step in ("01", 10, 20, 30, 40)]
 
 
-def test_a_new_run_under_an_old_name_begins_a_new_log(tmp_path):
-    folder_of(tmp_path / "run").mkdir()
-    (folder_of(tmp_path / "run") / "log.jsonl").write_text('{"step": 3, "loss": 9}\nnonsense\n[1]\n{"step": 900}\n')
-    (folder_of(tmp_path / "run") / "step-000900.png").write_bytes(b"")
-    run(tmp_path / "run")
-    assert steps(tmp_path / "run") == [1, 12]
-    assert not list(folder_of(tmp_path / "run").glob("*.png"))
-
-
 def test_a_value_that_is_not_finite_is_null(tmp_path):
-    with Log(tmp_path, 0, (), {}) as log:
+    with Log(tmp_path, 0, (), {}, spec_of(RECIPE)) as log:
         log.write(1, {"loss": float("nan"), "norm": 2.0})
     assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "loss": None, "norm": 2.0}
 
@@ -82,14 +74,20 @@ def test_tensorboard_is_given_the_same_values(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with pytest.raises(Interrupted):
-        run(tmp_path / "run", LONG, interrupted(data(LONG), 41), logs=("tensorboard",), save_every=35)
-    run(tmp_path / "run", LONG, logs=("tensorboard",))
-    events = EventAccumulator(str(folder_of(tmp_path / "run")))
+        run(tmp_path / "run", LONG, interrupted(data(LONG), 41), logs=("tensorboard",), save_every=35, watch=10)
+    run(tmp_path / "run", LONG, logs=("tensorboard",), watch=10)
+    events = EventAccumulator(str(folder_of(tmp_path / "run")), size_guidance={"images": 0})
     events.Reload()
     for name in ("loss", "norm", "rate"):
         seen = [(event.step, event.value) for event in events.Scalars(name)]
         expected = [(line["step"], pytest.approx(line[name], rel=1e-6)) for line in lines(tmp_path / "run")]
         assert seen == expected
+    shown = events.Images("samples")
+    assert [image.step for image in shown] == [1, 10, 20, 30, 40]
+    for image in shown:
+        sent = np.asarray(Image.open(BytesIO(image.encoded_image_string)).convert("L"))
+        kept = Image.open(folder_of(tmp_path / "run") / f"step-{image.step:06d}.png")
+        np.testing.assert_array_equal(sent, np.asarray(kept.convert("L")))
 
 
 class FakeRun:
@@ -108,6 +106,7 @@ def wandb(monkeypatch) -> list[FakeRun]:
     runs: list[FakeRun] = []
     module = types.ModuleType("wandb")
     module.init = lambda **setting: runs.append(FakeRun(**setting)) or runs[-1]
+    module.Image = lambda pixels: ("picture", pixels.dtype, pixels.shape)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return runs
 
@@ -122,6 +121,14 @@ def test_wandb_is_given_the_same_values_in_one_run(tmp_path, wandb):
     assert first.setting["config"]["learning_rate"] == 1e-2
     assert (first.setting["name"], first.ended, second.ended) == ("run", 1, 0)
     assert [step for step, _ in first.logged + second.logged] == steps(tmp_path / "run")
+
+
+def test_wandb_is_given_the_samples(tmp_path, wandb):
+    run(tmp_path / "run", DROPOUT, logs=("wandb",), watch=5)
+    (made,) = wandb
+    sheets = {step: values["samples"] for step, values in made.logged if "samples" in values}
+    width, height = Image.open(folder_of(tmp_path / "run") / "step-000005.png").size
+    assert sheets == dict.fromkeys((1, 5), ("picture", np.uint8, (height, width, 3)))
 
 
 def test_logs_that_are_missing_are_named_before_training(tmp_path, monkeypatch):
@@ -174,7 +181,7 @@ def test_a_network_that_has_diverged_is_watched_all_the_same(tmp_path):
 
 def test_a_log_costs_less_than_two_hundredths_of_the_steps(tmp_path):
     """Of the smallest recipe's network, at the default settings, but for samples: these are a matter of `watch`."""
-    log = Log(tmp_path, 0, (), {})
+    log = Log(tmp_path, 0, (), {}, spec_of(RECIPE))
     values = {"loss": 1.234567, "norm": 0.1, "rate": 0.5}
     started = time.perf_counter()
     for step in range(1000):

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyflow import masks, native
-from pyflow.artefact import json_bytes, read_json, read_verified, sha256, write_file
+from pyflow.artefact import json_bytes, read_json, read_verified, refuse_blocked, sha256, sweep_files, write_file
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.noise import PICTURE_LIMIT, SEED_LIMIT
 from pyflow.records import from_json
@@ -128,6 +128,8 @@ def generate(
     """
     _refuse_other(spec, folder)
     starts = spec.starts(rank, world)
+    for name in (MANIFEST,) * (world == 1) + tuple(_record(folder, spec, start).stem + ".*" for start in starts):
+        sweep_files(folder, name)  # of this process's own files alone: another may be writing its own
     missing = [start for start in starts if not _intact(spec, start, folder)]
     total, left = (sum(map(spec.size, some)) for some in (starts, missing))
     name = "pairs" if world == 1 else f"pairs, {rank + 1} of {world}"
@@ -216,8 +218,8 @@ def _refuse_other(spec: PairsSpec, folder: Path) -> None:
         strangers = sorted(path.name for path in folder.iterdir() if not OWN.fullmatch(path.name))
         if strangers:
             raise InvalidInput(f"{folder} holds {', '.join(strangers[:3])}; expected pairs, or a name that is free")
-    elif folder.exists():
-        raise InvalidInput(f"{folder} is a file; expected the pairs' folder, or a name that is free")
+    else:
+        refuse_blocked(folder)
 
 
 def _recorded(spec: PairsSpec, start: int, folder: Path) -> str:

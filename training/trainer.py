@@ -73,6 +73,8 @@ def train(
     if world.writes:
         sweep(folder)
     done = restore(run, folder)
+    if done < recipe.steps:
+        logging.refuse_others(logging.folder_of(folder), spec, done, save_every)
     world.refuse_apart(done, folder)
     if done == recipe.steps:
         return False
@@ -98,7 +100,7 @@ def train(
     with ExitStack() as stack:
         log = None
         if world.writes:
-            log = stack.enter_context(logging.Log(logging.folder_of(folder), done, logs, provenance(recipe)))
+            log = stack.enter_context(logging.Log(logging.folder_of(folder), done, logs, provenance(recipe), spec))
         title = f"{recipe.name} on {recipe.data}"
         bar = tqdm(total=recipe.steps, initial=done, desc=title, unit="step", mininterval=0.5, disable=not world.writes)
         stack.callback(bar.close)
