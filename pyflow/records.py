@@ -1,19 +1,60 @@
-"""Frozen dataclasses out of JSON, each field of the type that it declares: how specs and manifests are read."""
+"""Frozen dataclasses, each field of the type that it declares, whether it came from a caller or out of JSON."""
 
 import dataclasses
+import functools
 import json
+import reprlib
 import types
 import typing
 from typing import Any
 
 from .errors import InvalidArtefact, InvalidInput
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", types.NoneType: "None"}
+
+
+def refuse_other_types(made: Any) -> None:
+    """Refuse a dataclass with a value of another type than its field declares."""
+    hints = _hints(type(made))
+    for entry in dataclasses.fields(made):
+        value, hint = getattr(made, entry.name), hints[entry.name]
+        if not _fits(value, hint):
+            raise InvalidInput(f"{entry.name} is {reprlib.repr(value)}; expected {_told(hint)}")
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """A whole number is a number too; true and false are none."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, inner[0]) for item in value)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else origin or hint)
+
+
+def _told(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return " or ".join(_told(one) for one in inner)
+    if origin is tuple:
+        return f"a tuple of {KINDS[inner[0]].removeprefix('a ')}s"
+    return KINDS.get(hint) or (origin or hint).__name__
+
 
 def from_json(cls: type, data: Any, where: str, **built: Any) -> Any:
     """A `cls` of the fields in `data` and those `built` already; `where` names the file in the errors."""
     if not isinstance(data, dict):
         raise InvalidArtefact(f"{where} is {json.dumps(data)[:80]}; expected the fields of a {cls.__name__}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise InvalidArtefact(f"{where}: unknown field {', '.join(unknown)}; a newer pyflow may have written it")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .core import PATHS, PREDICTIONS, SOLVERS, Path, Plan
 from .errors import InvalidArtefact, InvalidInput
-from .records import from_json
+from .records import from_json, refuse_other_types
 
 # The fastest wave turns 100 radians from t=0 to 1: enough to tell 200 steps apart, and a float32 angle is then within
 # 4e-6, whether or not a compiler contracts wave*t + phase. At DDPM's 1000 radians it would be 3e-5, and exports differ.
@@ -30,6 +30,7 @@ class MLP:
     sees_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         _expect(len(self.shape) == 1, "an MLP's shape", self.shape, "one number, the dimensions of a point")
         _expect_common(self)
         _expect(self.width >= 1, "width", self.width, "1 or more")
@@ -59,6 +60,7 @@ class UNet:
     fastest_wave: float = FASTEST_WAVE
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         _expect(len(self.shape) == 3, "a UNet's shape", self.shape, "(channels, height, width)")
         _expect_common(self)
         smallest = 2 ** (len(self.multipliers) - 1)
@@ -94,6 +96,7 @@ class Own:
     sees_mask: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         _expect(self.name.isidentifier(), "name", self.name, "the name of a class")
         _expect_common(self)
 
@@ -124,6 +127,7 @@ class Spec:
     grids: dict[str, tuple[float, ...]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         _expect(self.path in PATHS, "path", self.path, f"one of {', '.join(PATHS)}")
         _expect(self.prediction in PREDICTIONS, "prediction", self.prediction, f"one of {', '.join(PREDICTIONS)}")
         _expect(self.solver in SOLVERS, "solver", self.solver, f"one of {', '.join(SOLVERS)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyflow.errors import BackendUnavailable, InvalidInput
+from pyflow.records import KINDS
 from pyflow.spec import MLP, NETWORKS, Network, UNet
 
 from .settings import Options, Recipe
@@ -33,10 +34,7 @@ _NETWORK = {f"{NETWORK}.{name}": kind for network in BUILT.values() for name, ki
 FIELDS: dict[str, Any] = {**_OWN, **_OPTIONS, KIND: str, **_NETWORK}
 
 _EXPECTED = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a word",
+    **KINDS,
     tuple[int, ...]: "whole numbers, such as 1,2,2",
     tuple[float, ...]: "numbers, such as 0.03,0.05",
 }

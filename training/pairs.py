@@ -25,7 +25,7 @@ from pyflow import masks, native
 from pyflow.artefact import json_bytes, read_json, read_verified, refuse_blocked, sha256, sweep_files, write_file
 from pyflow.errors import InvalidArtefact, InvalidInput
 from pyflow.noise import PICTURE_LIMIT, SEED_LIMIT
-from pyflow.records import from_json
+from pyflow.records import from_json, refuse_other_types
 
 from . import holes
 
@@ -56,6 +56,7 @@ class PairsSpec:
     data: str | None = None  # sha256 of the data whose pictures are kept
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         sizes = len(self.shape) in (1, 3) and min(self.shape) >= 1
         known, told = [*masks.KINDS, *masks.GROUPS], (self.masks is None, self.masked is None, self.data is None)
         for name, fits, expected in (

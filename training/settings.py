@@ -6,6 +6,7 @@ from typing import Any
 
 from pyflow.core import PATHS, PREDICTIONS, SOLVERS
 from pyflow.errors import InvalidInput
+from pyflow.records import refuse_other_types
 from pyflow.spec import Network
 
 TIMES = ("uniform", "u-shaped", "logit-normal")
@@ -39,6 +40,7 @@ class Options:
     region: float = 0.3  # ... and the pairs' objectives too: the weight of the hole alone, the whole having the rest
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         _expect_all(
             self,
             times=(self.times in TIMES, f"one of {', '.join(TIMES)}"),
@@ -87,6 +89,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        refuse_other_types(self)
         _expect_all(
             self,
             steps=(self.steps >= 1, "1 or more"),
