@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import checkpoint, commands, page
+from . import checkpoint, commands, drawing, page
 from .artefact import json_bytes, publish
-from .errors import BackendUnavailable, InvalidInput
+from .errors import InvalidInput
 from .loading import load
 from .metrics import histogram_divergence
 from .sampler import Flow
@@ -63,6 +63,7 @@ def run(folder: Path, report_folder: Path, *, points: int = POINTS, **changes: A
     """Train every method by its recipe with these `changes`, sample it, judge it and publish the report."""
     if points < 2:
         raise InvalidInput(f"points is {points}; expected 2 or more to judge by")
+    drawing.refuse_missing()
     with _wide_products():
         for name in METHODS:
             train(name, folder, points=points, **changes)
@@ -72,6 +73,7 @@ def run(folder: Path, report_folder: Path, *, points: int = POINTS, **changes: A
 
 def judge(runs: Mapping[str, Path], report_folder: Path, *, points: int = POINTS, command: str) -> Table:
     """Sample the checkpoints of `runs` and publish the report."""
+    drawing.refuse_missing()
     real, other = (law(points, seed) for seed in (REAL_SEED, OTHER_SEED))
     made: dict[tuple[str, int], np.ndarray] = {}
     with _wide_products():
@@ -154,10 +156,8 @@ def _write(
 
 
 def _scatter(found: Table, real: np.ndarray, made: Points) -> bytes:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise BackendUnavailable(f'the plot needs matplotlib ({error}): pip install "pyflow-engine[demo]"') from error
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -22,7 +22,6 @@ from .masks import GROUPS, KINDS
 from .pictures import SUFFIXES, writable
 from .sampler import count
 from .sources import open_source
-from .training.fields import to_yaml
 from .training.recipes import STUDENTS, TEACHERS, TUNED, recipe
 
 CLASSIFIER = "classifier"
@@ -36,14 +35,14 @@ def _train(arguments: argparse.Namespace) -> None:
         return
     if arguments.print_config and arguments.start is None:
         of_recipe: dict[str, Any] = {"size": arguments.size, "file": arguments.config, "known": TEACHERS | TUNED}
-        print(to_yaml(recipe(arguments.recipe, arguments.data, **of_recipe, **changes)), end="")
+        flags.show(recipe(arguments.recipe, arguments.data, **of_recipe, **changes), pairs=False)
         return
     from . import commands
 
     if arguments.print_config:
         from_start: dict[str, Any] = {"size": arguments.size, "config": arguments.config}
         setting = commands.teacher(arguments.recipe, arguments.data, arguments.start, **from_start, **changes)
-        print(to_yaml(setting), end="")
+        flags.show(setting, pairs=False)
         return
     out = _expected(arguments, "out", "the checkpoint's folder")
     settings["start"] = arguments.start
@@ -102,7 +101,7 @@ def _distill(arguments: argparse.Namespace) -> None:
     name, teacher = arguments.recipe, arguments.teacher
     if arguments.print_config:
         of_recipe: dict[str, Any] = {"size": arguments.size, "config": arguments.config}
-        print(to_yaml(commands.student(name, teacher, arguments.pairs, **of_recipe, **changes)), end="")
+        flags.show(commands.student(name, teacher, arguments.pairs, **of_recipe, **changes), pairs=True)
         return
     pairs, out = _expected(arguments, "pairs", "the pairs' folder"), _expected(arguments, "out", "the student's folder")
     made = commands.distil(name, teacher, pairs, out, **settings, **changes)
@@ -221,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, command=made)
         return made
 
     demo = command("demo", _demo, "train a teacher, distil a student, export both, compare them in a report")
@@ -326,15 +325,17 @@ def _add_source(made: argparse.ArgumentParser, text: str = "an engine or checkpo
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    return _parser().parse_args(studies.spelled(words))
+    arguments, unknown = _parser().parse_known_args(studies.spelled(words))
+    flags.refuse_unknown(arguments.command, unknown)
+    return arguments
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    arguments = parse(sys.argv[1:] if words is None else words)
     # Threads that spin while they wait starve a machine that is also doing something else: beside one other busy
     # process on 2 cores a training step took 2.4 s, and 0.16 s with this. It has to be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        arguments = parse(sys.argv[1:] if words is None else words)
         arguments.run(arguments)
     except (PyflowError, OSError) as error:
         print(f"pyflow: {error}", file=sys.stderr)

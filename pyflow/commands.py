@@ -22,7 +22,7 @@ from .spec import MLP, Spec, refuse_other_inputs
 from .training import classifier
 from .training import pairs as pairs_files
 from .training.batch import Draw, endless, mask_bank, paired, unpaired
-from .training.beginnings import begin, seeing_masks, spec_of
+from .training.beginnings import begin, refuse_other_data, refuse_other_words, seeing_masks, spec_of
 from .training.data import LAWS, Dataset, load_dataset, name_of
 from .training.distributed import join
 from .training.objectives import refuse_source
@@ -57,12 +57,7 @@ def train_teacher(
     refuse_source(setting.objective, pairs=False)
     dataset = load_dataset(setting.data)
     network = setting.network
-    if network.shape != dataset.shape or network.classes != dataset.classes:
-        raise InvalidInput(
-            f"data {setting.data!r} has shape {dataset.shape} and {dataset.classes} classes, the recipe's network has "
-            f"{network.shape} and {network.classes}: name another data set, or the fields network.shape and "
-            f"network.classes: --network.shape {','.join(map(str, dataset.shape))} --network.classes {dataset.classes}"
-        )
+    refuse_other_data(setting, dataset.shape, dataset.classes, start)
     law = LAWS.get(setting.data)
     setting = replace(setting, data=dataset.name)  # a folder by its name, wherever it lies
     spec = spec_of(setting, **({"start": checkpoint.weights_sha256(start)} if start else {}))
@@ -83,8 +78,13 @@ def teacher(
     **changes: Any,
 ) -> Recipe:
     """The recipe of what learns from data; one that fine-tunes has the network of its start, and sees masks too."""
+    if start:
+        _refuse_engine("--start", start)
     base = seeing_masks(start) if name in TUNED and start else {}
-    return recipe(name, data, size=size, file=config, base=base, known=TEACHERS | TUNED, **changes)
+    setting = recipe(name, data, size=size, file=config, base=base, known=TEACHERS | TUNED, **changes)
+    if start:
+        refuse_other_words(start, setting)
+    return setting
 
 
 def _train(
@@ -176,6 +176,7 @@ def student(
     data: str | None = None
     base: dict[str, Any] = {}
     if teacher:
+        _refuse_engine("--teacher", teacher)
         spec = checkpoint.load_spec(teacher)
         refuse_other_inputs(spec)
         data, base = spec.provenance.get("data"), {"network": spec.network}
@@ -210,6 +211,7 @@ def export_engine(
     """
     order = order or Order()
     _expect_one_of("--to", backend, export.BUILDERS)
+    _refuse_engine("the source", source)
     spec = checkpoint.load_spec(source)
     order.check(spec)
     referee = None if judge is None else quality.Judge.of(judge, data)
@@ -234,6 +236,7 @@ def bake(source: Path, folder: Path, guidance: float) -> None:
         raise InvalidInput(f"guidance is {guidance}; expected a number above 0 and at most {GUIDANCE_LIMIT}")
     if folder.resolve() == source.resolve():
         raise InvalidInput(f"--out is {str(folder)!r}, the guided checkpoint; expected another folder, that is kept")
+    _refuse_engine("the source", source)
     model, spec = checkpoint.load(source)
     options = spec.provenance.get("options")
     largest = options.get("guidance") if isinstance(options, dict) else None
@@ -283,6 +286,11 @@ def describe(source: Path) -> dict[str, Any]:
         "weights_sha256": checkpoint.weights_sha256(source),
         **checkpoint.load_spec(source).to_json(),
     }
+
+
+def _refuse_engine(what: str, source: Path) -> None:
+    if manifests.is_engine(source):
+        raise InvalidInput(f"{what} is {str(source)!r}, an engine; expected the checkpoint that it was exported from")
 
 
 def _expect_one_of(what: str, name: str, known: Any) -> None:

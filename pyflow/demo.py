@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from . import commands, demo_page
+from . import commands, demo_page, drawing
 from .demo_page import Measure, Report
 from .latency import latency
 from .loading import load
@@ -25,6 +25,7 @@ TIMED_BATCH = 16
 
 
 def run(folder: Path, report_folder: Path) -> list[Measure]:
+    drawing.refuse_missing()
     started = time.perf_counter()
     teacher, student, pairs = folder / "teacher", folder / "student", folder / "pairs"
     commands.train_judge(folder / "classifier", "digits")

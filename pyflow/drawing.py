@@ -132,13 +132,20 @@ def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def png(drawing: Drawing) -> bytes:
-    """The same by day, on white."""
+def refuse_missing() -> None:
+    """For what draws in the end: to be told of that before the hours of work."""
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.font_manager import fontManager
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise BackendUnavailable(f'charts need matplotlib ({error}): pip install "pyflow-engine[demo]"') from error
+
+
+def png(drawing: Drawing) -> bytes:
+    """The same by day, on white."""
+    refuse_missing()
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import fontManager
+
     installed = {font.name for font in fontManager.ttflist}
     family = next(name for name in FONTS if name in installed)
     wide, tall = ((side + 2 * PNG_MARGIN) / 96 for side in (drawing.width, drawing.height))

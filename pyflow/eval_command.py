@@ -96,7 +96,11 @@ def _with_interval(told: dict[str, float | None]) -> str:
 
 def _command(arguments: argparse.Namespace) -> str:
     """What was asked, by the names of the folders and not by their places on this machine."""
-    said = {name: value for name, value in vars(arguments).items() if name not in ("run", "source", "search_grid")}
+    said = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in ("run", "command", "source", "search_grid")
+    }
     words = [arguments.source.name] + ["--search-grid"] * arguments.search_grid
     kind, _, place = said["features"].partition(":")
     said["features"] = f"{kind}:{Path(place).name}" if place else kind

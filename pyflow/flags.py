@@ -1,11 +1,15 @@
 """The flags of `pyflow train` and `pyflow distill`: each field of a recipe has one, under its own name."""
 
 import argparse
+import difflib
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from .training.fields import FIELDS, typed
-from .training.recipes import SIZES
+from .errors import InvalidInput
+from .training.fields import FIELDS, flag_of, to_yaml, typed
+from .training.recipes import SIZES, Recipe
 
 NAMED_OTHERWISE = ("name", "data")
 _WORDS = {int: "INT", float: "FLOAT", str: "NAME"}
@@ -23,7 +27,7 @@ def add_recipe(made: argparse.ArgumentParser) -> None:
     for name, kind in FIELDS.items():
         if name in NAMED_OTHERWISE:
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if kind is bool:
             group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None)
         else:
@@ -48,3 +52,26 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said beside the recipe's fields."""
     named = {name: getattr(arguments, name) for name in ("size", "config", "device", "watch", "judge")}
     return named | {"logs": tuple(arguments.logs.split(",")) if arguments.logs else ()}
+
+
+def show(setting: Recipe, pairs: bool) -> None:
+    """Print a recipe that can be trained: on data, or on pairs. Without torch nothing can tell whether it can."""
+    if importlib.util.find_spec("torch"):
+        from .training.beginnings import refuse_untrainable
+
+        refuse_untrainable(setting, pairs)
+    print(to_yaml(setting), end="")
+
+
+def refuse_unknown(made: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Refuse what a command was told and has no flag for; with the flags that look like it."""
+    if not words:
+        return
+    known = [flag for flag in made._option_string_actions if flag.startswith("--")]
+    told = words[0].partition("=")[0]
+    near = difflib.get_close_matches(told, known, n=3, cutoff=0.8)
+    fields = ", --print-config the recipe's fields" if "--print-config" in known else ""
+    what = f"has no flag {told}" if told.startswith("-") else f"was told {told!r}, which belongs to no flag"
+    raise InvalidInput(
+        f"`{made.prog}` {what}; expected {' or '.join(near) or 'one of its own'}: --help shows all flags{fields}"
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import commands, masks, native
+from . import commands, drawing, masks, native
 from .errors import InvalidInput
 from .inpaint_page import AREAS, BASE, HOLE, NAMES, SHOWN, TUNED, WHOLE, Errors, Found, Plan, write
 from .loading import load
@@ -73,6 +73,7 @@ class Pictures:
 
 
 def run(setting: Setting, folder: Path, report_folder: Path) -> Found:
+    drawing.refuse_missing()
     started = time.perf_counter()
     held_out = load_dataset(setting.data, "test")
     flows = {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint, commands, native
+from . import checkpoint, commands, drawing, native
 from .core import PATHS
 from .errors import InvalidInput
 from .latency import calls
@@ -60,6 +60,7 @@ def run(setting: Setting, folder: Path, report_folder: Path) -> Found:
 
 def _refuse_misfits(setting: Setting) -> None:
     """What a later stage would refuse."""
+    drawing.refuse_missing()
     if setting.data in LAWS:
         raise InvalidInput(f"data is {setting.data!r}, points; this study expected pictures that have classes")
     recipe("ddpm", setting.data, size=setting.size, **setting.changes)

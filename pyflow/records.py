@@ -1,7 +1,6 @@
 """Frozen dataclasses, each field of the type that it declares, whether it came from a caller or out of JSON."""
 
 import dataclasses
-import functools
 import json
 import reprlib
 import types
@@ -15,16 +14,11 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 def refuse_other_types(made: Any) -> None:
     """Refuse a dataclass with a value of another type than its field declares."""
-    hints = _hints(type(made))
+    hints = typing.get_type_hints(type(made))
     for entry in dataclasses.fields(made):
         value, hint = getattr(made, entry.name), hints[entry.name]
         if not _fits(value, hint):
             raise InvalidInput(f"{entry.name} is {reprlib.repr(value)}; expected {_told(hint)}")
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -54,7 +48,7 @@ def from_json(cls: type, data: Any, where: str, **built: Any) -> Any:
     """A `cls` of the fields in `data` and those `built` already; `where` names the file in the errors."""
     if not isinstance(data, dict):
         raise InvalidArtefact(f"{where} is {json.dumps(data)[:80]}; expected the fields of a {cls.__name__}")
-    hints = _hints(cls)
+    hints = typing.get_type_hints(cls)
     unknown = sorted(set(data) - set(hints))
     if unknown:
         raise InvalidArtefact(f"{where}: unknown field {', '.join(unknown)}; a newer pyflow may have written it")

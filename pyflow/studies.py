@@ -20,7 +20,7 @@ def add(report: argparse.ArgumentParser, data: str) -> None:
         made = studies.add_parser(
             name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, command=made)
         made.add_argument("--out", type=Path, default=Path("runs") / name, help="the run's folder")
         made.add_argument("--report", type=Path, default=Path("report") / name, help="the report's folder")
         for field in _FIELDS:
@@ -59,7 +59,7 @@ def add(report: argparse.ArgumentParser, data: str) -> None:
 
     text = "evaluations and latency tables as one page: pyflow report A.json B.json --out FOLDER"
     files = studies.add_parser(FILES, help=text, description=text, prog="pyflow report")
-    files.set_defaults(run=_files)
+    files.set_defaults(run=_files, command=files)
     files.add_argument("files", type=Path, nargs="+", metavar="FILE.json", help="of pyflow eval or pyflow bench --json")
     files.add_argument("--out", type=Path, default=Path("report/evaluation"), help="the report's folder")
 

@@ -93,6 +93,59 @@ def test_training_starts_where_it_is_told(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "spec", "said"),
+    [
+        (
+            ("lsd",),
+            ("vp-linear", "noise", "ddim"),
+            "predicts noise on the path vp-linear, the recipe 'lsd' velocity on li",
+        ),
+        (
+            ("cfm",),
+            ("linear", "image", "ddim"),
+            "predicts image on the path linear, the recipe 'cfm' velocity on linear",
+        ),
+        (
+            ("ddpm",),
+            ("linear", "velocity", "euler"),
+            "predicts velocity on the path linear, the recipe 'ddpm' noise on vp-",
+        ),
+        (
+            ("ddpm", "--path", "vp-cosine"),
+            ("vp-linear", "noise", "ddim"),
+            "on the path vp-linear, the recipe 'ddpm' noise",
+        ),
+        (
+            ("ddpm", "--prediction", "v"),
+            ("vp-linear", "noise", "ddim"),
+            "predicts noise on the path vp-linear, the rec",
+        ),
+    ],
+)
+@pytest.mark.parametrize("last", [("--print-config",), ("--out", "run")], ids=" ".join)
+def test_weights_that_say_another_thing_are_no_start(words, spec, said, last, tmp_path, refusal, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = save(tmp_path / "start", Spec(UNET, *spec))
+    assert said in refusal("train", *words, "--start", start, *last)
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
+
+
+@pytest.mark.parametrize("last", [("--print-config",), ("--out", "run")], ids=" ".join)
+def test_an_engine_is_no_teacher_and_no_start(last, tiny_engine, clean_refusal):
+    said = "an engine; expected the checkpoint that it was exported from"
+    pairs = ("--pairs", "nowhere")
+    assert f"--teacher is '{tiny_engine}', {said}" in clean_refusal(
+        "distill", "lines", "--teacher", tiny_engine, *pairs, *last
+    )
+    assert f"--start is '{tiny_engine}', {said}" in clean_refusal("train", "cfm", "--start", tiny_engine, *last)
+
+
+def test_an_engine_is_not_exported_again(tiny_engine, clean_refusal):
+    assert "an engine; expected the checkpoint" in clean_refusal("export", tiny_engine, "--out", "x.engine")
+    assert "an engine; expected the checkpoint" in clean_refusal("bake", tiny_engine, "--guidance", 2, "--out", "x")
+
+
 def test_the_recipe_lies_beside_its_checkpoint_and_makes_it_again(tmp_path):
     first, again = tmp_path / "first", tmp_path / "again"
     assert run("train", "meanflow", "--steps", 2, "--batch", 4, "--out", first, *SMALL) == 0

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from pyflow.training.data import checkerboard_points
 from pyflow import checkerboard
 from pyflow.errors import InvalidInput
 from pyflow.metrics import histogram_divergence
+from pyflow.studies import STUDIES
 
 QUICK = {"steps": 60, "batch": 128, "compile": False}
 
@@ -68,6 +70,12 @@ def test_the_cells_are_those_of_the_law():
 def test_what_is_no_set_of_points_is_refused(made, expected):
     with pytest.raises(InvalidInput, match=re.escape(expected)):
         histogram_divergence(np.zeros((3, 2)), made)
+
+
+@pytest.mark.parametrize("command", [*(("report", study) for study in STUDIES), ("demo",)], ids=" ".join)
+def test_what_draws_is_refused_before_its_hours_of_training(command, clean_refusal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert "charts need matplotlib (" in clean_refusal(*command)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 what does not fit."""
 
 import dataclasses
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -86,28 +87,28 @@ def test_a_recipe_goes_out_as_yaml_and_comes_back_the_same(name, rng, tmp_path):
 
 @pytest.mark.parametrize("name", ["lsd", "naive"])
 def test_what_is_printed_may_be_given_back(name, capsys, tmp_path):
-    changes = ["--steps", 7, "--half-lives", "0.1,0.2", "--compile", "--diagonal", "1e-1", "--network.channels", 32]
+    changes = ["--steps", 7, "--half-lives", "0.1,0.2", "--compile", "--weight-decay", "1e-1", "--network.channels", 32]
     first = printed(capsys, command_of(name), name, "--print-config", *changes)
     (tmp_path / "a.yaml").write_text(first)
     assert printed(capsys, command_of(name), name, "--print-config", "--config", tmp_path / "a.yaml") == first
     setting = recipe(name, file=tmp_path / "a.yaml")
-    assert (setting.steps, setting.half_lives, setting.compile, setting.options.diagonal) == (7, (0.1, 0.2), True, 0.1)
+    assert (setting.steps, setting.half_lives, setting.compile, setting.weight_decay) == (7, (0.1, 0.2), True, 0.1)
     assert setting.network.channels == 32
     assert not [path for path in tmp_path.iterdir() if path.name != "a.yaml"]
 
 
 def test_flags_go_over_a_file_and_a_file_over_the_recipe(capsys, tmp_path):
     file = tmp_path / "some.yaml"
-    file.write_text("batch: 5\nlearning_rate: 1e-5\noptions: {gap: 0.5, diagonal: 0.25}\nnetwork:\n  channels: 16\n")
+    file.write_text("batch: 5\nlearning_rate: 1e-5\noptions: {gap: 0.5, times: u-shaped}\nnetwork:\n  channels: 16\n")
     text = printed(
-        capsys, "train", "cfm", "--config", file, "--print-config", "--gap", "0.125", "--batch", 3, "--no-flip"
+        capsys, "train", "consistency", "--config", file, "--print-config", "--gap", "0.125", "--batch", 3, "--no-flip"
     )
     (tmp_path / "whole.yaml").write_text(text)
-    plain, setting = recipe("cfm"), recipe("cfm", file=tmp_path / "whole.yaml")
-    options = dataclasses.replace(plain.options, gap=0.125, diagonal=0.25)
+    plain, setting = recipe("consistency"), recipe("consistency", file=tmp_path / "whole.yaml")
+    options = dataclasses.replace(plain.options, gap=0.125, times="u-shaped")
     network = dataclasses.replace(plain.network, channels=16)
     assert setting == dataclasses.replace(plain, batch=3, learning_rate=1e-5, options=options, network=network)
-    assert recipe("cfm", "faces", file=tmp_path / "whole.yaml").data == "faces"
+    assert recipe("consistency", "faces", file=tmp_path / "whole.yaml").data == "faces"
 
 
 def test_a_network_of_another_kind_is_built_from_its_fields_alone(tmp_path):
@@ -164,8 +165,30 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(words, said, clean_refusal
     ("words", "said"),
     [
         (("train", "cfm"), "--out is missing; expected the checkpoint's folder"),
-        (("train", "lines", "--print-config"), "recipe is 'lines'; expected one of cfm, ddpm"),
-        (("distill", "cfm", "--print-config"), "recipe is 'cfm'; expected one of reflow, grid, lines, naive"),
+        (("train", "lines", "--print-config"), "consistency, inpaint: `pyflow distill lines` trains that one"),
+        (("train", "reflow", "--out", "x"), "recipe is 'reflow'; expected one of cfm, ddpm"),
+        (("distill", "cfm", "--print-config"), "reflow, grid, lines, naive: `pyflow train cfm` trains that one"),
+        (("distill", "inpaint", "--print-config"), "`pyflow train inpaint` trains that one"),
+        (("train", "cfm", "--print-config", "--objective", "lsd"), "times is 1; lsd expected a network with times=2"),
+        (
+            ("train", "cfm", "--print-config", "--objective", "grid"),
+            "objective is 'grid'; expected one that learns from d",
+        ),
+        (("train", "cfm", "--print-config", "--gap", "0.1"), "gap is 0.1; expected 0.02: cfm does not read it"),
+        (("train", "ddpm", "--print-config", "--solver", "ab2"), "ab2"),
+        (("train", "lsd", "--print-config", "--flip", "--data", "checkerboard"), "points have no mirror image"),
+        (
+            ("distill", "lines", "--print-config", "--prediction", "velocity"),
+            "prediction is 'velocity'; lines expected",
+        ),
+        (("train", "cfm", "--wings", "3"), "`pyflow train` has no flag --wings; expected one of its own: --help shows"),
+        (("train", "cfm", "--learning_rate=3"), "`pyflow train` has no flag --learning_rate; expected --learning-rate"),
+        (("distill", "grid", "--network.chanels", "8"), "has no flag --network.chanels; expected --network.channels"),
+        (("distill", "grid", "--wings", "3"), "--help shows all flags, --print-config the recipe's fields"),
+        (("train", "cfm", "digits"), "`pyflow train` was told 'digits', which belongs to no flag"),
+        (("sample", "x", "--lable", "3"), "`pyflow sample` has no flag --lable; expected --label"),
+        (("report", "lines", "--wings"), "`pyflow report lines` has no flag --wings"),
+        (("report", "a.json", "--wings"), "`pyflow report` has no flag --wings"),
         (("distill", "lines", "--out", "x"), "--pairs is missing; expected the pairs' folder"),
         (("distill", "lines", "--out", "x", "--pairs", "nowhere"), "nowhere/manifest.json is missing"),
         (("distill", "lines", "--out", "x", "--pairs", "y", "--teacher", "nowhere"), "nowhere/spec.json is missing"),
@@ -174,6 +197,30 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(words, said, clean_refusal
 )
 def test_what_is_missing_is_named(words, said, clean_refusal):
     assert said in clean_refusal(*words)
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((3, 8, 8), 2), ((1, 28, 28), 10), ((3, 9, 7), 0), ((3, 64, 64), 3), ((2,), 0)], ids=str
+)
+@pytest.mark.parametrize("name", ["cfm", "lsd"])
+def test_the_flags_that_are_suggested_for_other_data_work(shape, classes, name):
+    from pyflow.training.beginnings import refuse_other_data, refuse_untrainable
+
+    for data, size in PLACES:
+        setting = recipe(name, data, size=size)
+        if (setting.network.shape, setting.network.classes) == (shape, classes):
+            continue
+        with pytest.raises(InvalidInput, match="or a network that fits: --network") as told:
+            refuse_other_data(setting, shape, classes)
+        words = shlex.split(str(told.value).partition("fits: ")[2])
+        changes = {flag[2:]: fields.typed(flag[2:], value) for flag, value in zip(words[::2], words[1::2])}
+        fitted = recipe(name, data, size=size, pooled=False, **changes)
+        assert (fitted.network.shape, fitted.network.classes, fitted.network.times) == (
+            shape,
+            classes,
+            setting.network.times,
+        )
+        refuse_untrainable(dataclasses.replace(fitted, flip=False), pairs=False)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pyflow import checkpoint
-from pyflow.core import NOISE, VELOCITY, V
+from pyflow.core import NOISE, VELOCITY, V, uniform_grid
 from pyflow.errors import InvalidInput
 from pyflow.models import build
 from pyflow.spec import Network, Spec, UNet
 
+from .fields import flags_that_fit
+from .objectives import objective, refuse_source
 from .settings import Recipe
 from .trainer import provenance
 
@@ -66,6 +68,39 @@ def seeing_masks(source: Path) -> dict[str, Any]:
         "solver": spec.solver,
         "objective": OBJECTIVES[spec.prediction],
     }
+
+
+def refuse_untrainable(setting: Recipe, pairs: bool) -> None:
+    """Refuse what no data, no pairs and no machine can train."""
+    refuse_source(setting.objective, pairs)
+    spec = spec_of(setting)
+    objective(setting.objective, spec, setting.options)
+    spec.plan(uniform_grid(2))
+
+
+def refuse_other_data(setting: Recipe, shape: tuple[int, ...], classes: int, start: Path | None = None) -> None:
+    network = setting.network
+    if (network.shape, network.classes) != (shape, classes):
+        way_out = (
+            f"another start than {start}"
+            if start
+            else f"a network that fits: {flags_that_fit(network, shape, classes)}"
+        )
+        raise InvalidInput(
+            f"data {setting.data!r} has shape {shape} and {classes} classes, the recipe's network has {network.shape} "
+            f"and {network.classes}: name another data set, or {way_out}"
+        )
+
+
+def refuse_other_words(start: Path, setting: Recipe) -> None:
+    """Refuse weights that say another thing, or on another path: their shapes are the same."""
+    spec = checkpoint.load_spec(start)
+    if (spec.prediction, spec.path) != (setting.prediction, setting.path):
+        raise InvalidInput(
+            f"{start} predicts {spec.prediction} on the path {spec.path}, the recipe {setting.name!r} "
+            f"{setting.prediction} on {setting.path}; expected the same of both: name such a checkpoint, or none to "
+            "begin with random weights"
+        )
 
 
 def begin(source: Path, network: Network) -> nn.Module:

@@ -95,6 +95,32 @@ def _changed_network(network: Network, changes: dict[str, Any]) -> Network:
     return dataclasses.replace(network, **changes) if kind == before else BUILT[kind](**changes)
 
 
+def flags_that_fit(network: Network, shape: tuple[int, ...], classes: int) -> str:
+    """What a user types for a network that fits the data: levels that a picture has no room for are left out."""
+    kind = "mlp" if len(shape) == 1 else "unet"
+    told: dict[str, Any] = {} if kind == kind_of(network) else {"kind": kind, "times": network.times}
+    base = BUILT[kind]() if told else network
+    told |= {"shape": shape, "classes": classes}
+    if isinstance(base, UNet):
+        levels = base.multipliers
+        while any(side % 2 ** (len(levels) - 1) for side in shape[1:]):
+            levels = levels[:-1]
+        before, now = ([sides[1] // 2**level for level in range(len(levels))] for sides in (base.shape, shape))
+        if levels != base.multipliers:
+            told["multipliers"] = levels
+        if not {*base.attention} <= {*now}:
+            told["attention"] = tuple(high for high, old in zip(now, before) if old in base.attention)
+    return " ".join(f"{flag_of(f'{NETWORK}.{name}')} {_said(value)}" for name, value in told.items())
+
+
+def _said(value: Any) -> str:
+    return (",".join(map(str, value)) or "''") if isinstance(value, tuple) else str(value)
+
+
+def flag_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def kind_of(network: Network) -> str:
     return next(kind for kind, known in NETWORKS.items() if isinstance(network, known))
 

@@ -189,7 +189,9 @@ def recipe(
     Without `data` it is the file's, or the digits; without `size` that of the network in `base`, or 1m.
     """
     if name not in known:
-        raise InvalidInput(f"recipe is {name!r}; expected one of {', '.join(known)}")
+        others = {**dict.fromkeys(STUDENTS, "distill"), **dict.fromkeys(TEACHERS | TUNED, "train")}
+        way_out = f": `pyflow {others[name]} {name}` trains that one" if name in others else ""
+        raise InvalidInput(f"recipe is {name!r}; expected one of {', '.join(known)}{way_out}")
     written = read_yaml(file) if file else {}
     if written.get("name", name) != name:
         raise InvalidInput(f"{file} is a recipe of {written['name']!r}; expected one of {name!r}: name that instead")
