@@ -151,8 +151,11 @@ def plot(curves: dict[str, list[dict[str, float]]], sheets: dict[str, np.ndarray
 
 def own_fields(said: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
     """What `--own` gives each method: METHOD FIELD=VALUE ..."""
+    words = {"true": True, "false": False}
     return {
-        method: {field: typed(field, value) for field, _, value in (each.partition("=") for each in fields)}
+        method: {
+            field: typed(field, words.get(value, value)) for field, _, value in (each.partition("=") for each in fields)
+        }
         for method, *fields in said
     }
 
@@ -173,12 +176,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     changes = {"steps": arguments.steps, "batch": arguments.batch}
-    own = own_fields(arguments.own)
-    setting = Setting(arguments.data, arguments.teacher, arguments.runs, arguments.pairs, changes, own)
     command = "make bench-methods" + ("" if arguments.data == "digits" else f" CIFAR10={Path(arguments.data).name}")
     facts = {"command": command, "threads": arguments.threads, **machine()}
     rows, curves, sheets = [], {}, {}
     try:
+        own = own_fields(arguments.own)
+        setting = Setting(arguments.data, arguments.teacher, arguments.runs, arguments.pairs, changes, own)
         judge = Judge.of(arguments.judge, arguments.data)
         setting.make_pairs()
         for method in arguments.methods:
