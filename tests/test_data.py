@@ -19,7 +19,7 @@ PIL_Image = pytest.importorskip("PIL.Image")
 
 from pyflow.training import classifier  # noqa: E402
 from pyflow.training.batch import endless, unpaired  # noqa: E402
-from pyflow.training.data import checkerboard_points, load_dataset, values  # noqa: E402
+from pyflow.training.data import CIFAR_NAMES, checkerboard_points, class_names, load_dataset, values  # noqa: E402
 from pyflow.training.recipes import TEACHERS, recipe  # noqa: E402
 
 from pyflow import checkpoint, commands  # noqa: E402
@@ -52,6 +52,7 @@ def colours(rng, count: int, side: int = 8) -> np.ndarray:
 def faces(rng, tmp_path) -> tuple[Path, np.ndarray, np.ndarray]:
     """A folder of 30 pictures to train on, in two files, and 12 held out; those pictures and labels, in order."""
     folder, pictures, labels = tmp_path / "faces [of] *", colours(rng, 42), rng.integers(0, 10, 42)
+    labels[rng.integers(30)] = 9  # the largest label tells how many classes there are
     parts = {"train-00000-of-00002": (0, 20), "train-00001-of-00002": (20, 30), "test-00000-of-00001": (30, 42)}
     for name, (start, end) in parts.items():
         write(folder / f"{name}.parquet", [png(one) for one in pictures[start:end]], labels[start:end].tolist())
@@ -113,7 +114,7 @@ WRONG_ROWS = {
     "cut": ({"bytes": png(GOOD)["bytes"][:45], "path": None}, 3, r"picture 2 is no picture that Pillow reads"),
     "a path alone": ({"bytes": None, "path": "/etc/passwd"}, 3, r"picture 2 is no picture that Pillow reads"),
     "null": (None, 3, r"picture 2 is no picture that Pillow reads"),
-    "label too high": (png(GOOD), 10, r"train of odd, picture 2 has the label 10; expected 0 to 9"),
+    "label too high": (png(GOOD), 70_000, r"train of odd, picture 2 has the label 70000; expected 0 to 65535"),
     "label below 0": (png(GOOD), -1, r"picture 2 has the label -1; expected 0 to 9"),
     "no label": (png(GOOD), None, r"picture 2 has the label None; expected 0 to 9"),
 }
@@ -131,22 +132,85 @@ def test_a_row_that_does_not_fit_is_named(name, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "named"),
     [
-        ({"image": [png(GOOD)], "label": [1]}, "image, label"),
+        ({"picture": [png(GOOD)], "label": [1]}, "picture, label"),
+        ({"image": [png(GOOD)], "fine_label": [1]}, "image, fine_label"),
         ({"img": [png(GOOD)]}, "img"),
         ({"img": [png(GOOD)], "label": ["cat"]}, "img, label"),
         ({"img": [png(GOOD)], "label": [0.5]}, "img, label"),
         ({"img": ["cat.png"], "label": [1]}, "img, label"),
         ({"img": [{"bytes": b"", "place": ""}], "label": [1]}, "img, label"),
     ],
-    ids=["another name", "no label", "words", "fractions", "names of files", "another struct"],
+    ids=["another name", "another label", "no label", "words", "fractions", "names of files", "another struct"],
 )
 def test_other_columns_are_refused(columns, named, tmp_path):
     import pyarrow.parquet
 
     (tmp_path / "odd").mkdir()
     pyarrow.parquet.write_table(pa.table(columns), tmp_path / "odd" / "test-0.parquet")
-    with pytest.raises(InvalidInput, match=rf"test of odd has the columns {named}; expected img \(bytes and path\)"):
+    with pytest.raises(InvalidInput, match=rf"test of odd has the columns {named}; expected img or image \(by"):
         load_dataset(str(tmp_path / "odd"), "test")
+
+
+def hub_rows(rng, names: list[str], column: str, count: int = 24):
+    """As the hub gives them: a real data set, whose features tell pictures and named classes."""
+    import datasets
+
+    features = datasets.Features({column: datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    pictures, labels = colours(rng, count), rng.integers(0, len(names), count)
+    rows = {column: [png(one) for one in pictures], "label": labels.tolist()}
+    return datasets.Dataset.from_dict(rows, features=features), pictures, labels
+
+
+@pytest.mark.parametrize("column", ["img", "image"])
+def test_named_classes_are_those_that_the_files_tell(column, rng, tmp_path):
+    """A hundred of them, of which the rows hold few."""
+    names = [f"kind {index}" for index in range(100)]
+    (tmp_path / "hundred").mkdir()
+    for part in ("train", "test"):
+        rows, pictures, labels = hub_rows(rng, names, column)
+        rows.to_parquet(tmp_path / "hundred" / f"{part}-00000-of-00001.parquet")
+    data = load_dataset(str(tmp_path / "hundred"), "test")
+    assert (data.classes, data.labels.tolist()) == (100, labels.tolist())
+    np.testing.assert_array_equal(data.images.numpy(), pictures.transpose(0, 3, 1, 2))
+    assert class_names(str(tmp_path / "hundred"), 100) == names
+
+
+def test_classes_without_names_are_counted_by_the_labels_of_train(rng, tmp_path):
+    folder = tmp_path / "plain"
+    for part, largest in (("train-0", 12), ("train-1", 36), ("test-0", 3)):
+        write(folder / f"{part}.parquet", [png(GOOD)] * 3, [0, 1, largest])
+    for part in ("train", "test"):
+        assert load_dataset(str(folder), part).classes == 37
+    assert class_names(str(folder), 37) == [str(label) for label in range(37)]
+    (folder / "train-1.parquet").unlink()
+    (folder / "train-0.parquet").unlink()
+    assert load_dataset(str(folder), "test").classes == 4
+
+
+def test_files_of_cifar10_have_its_names_and_other_ten_classes_have_not(faces, tmp_path):
+    folder, *_ = faces
+    assert class_names(str(folder), 10) == [str(label) for label in range(10)]
+    folder.rename(tmp_path / "cifar10-jpeg")
+    assert class_names(str(tmp_path / "cifar10-jpeg"), 10) == class_names("cifar10", 10) == list(CIFAR_NAMES)
+
+
+def test_the_hubs_cifar10_is_learnt_from_by_its_name(rng, tmp_path, monkeypatch):
+    import datasets
+
+    asked, parts = [], {part: hub_rows(rng, list(CIFAR_NAMES), "img") for part in ("train", "test")}
+
+    def hub(name: str, *, split: str):
+        asked.append((name, split))
+        return parts[split][0]
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    for part, (_, pictures, labels) in parts.items():
+        data = load_dataset("cifar10", part)
+        assert (data.name, data.classes, data.labels.tolist()) == ("cifar10", 10, labels.tolist())
+        np.testing.assert_array_equal(data.images.numpy(), pictures.transpose(0, 3, 1, 2))
+    assert asked == [("cifar10", "train"), ("cifar10", "test")]
+    assert commands.train_teacher("cfm", "cifar10", tmp_path / "run", network=NETWORK, steps=1, batch=4, watch=0)
+    assert checkpoint.load_spec(tmp_path / "run").provenance["data"] == "cifar10"
 
 
 def test_files_that_are_not_there_or_not_parquet_are_refused(tmp_path):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pyflow.errors import BackendUnavailable, InvalidInput
 
 CIFAR_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR_CLASSES = len(CIFAR_NAMES)
+CLASSES_LIMIT = 2**16
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -81,7 +81,7 @@ def cifar10(part: str = "train") -> Dataset:
     """The hub's cifar10: 50,000 to train on and 10,000 held out, downloaded once into the cache of `datasets`."""
     hub = _datasets()
     try:
-        return _labelled_pictures("cifar10", part, hub.load_dataset("cifar10", split=part))
+        return _labelled_pictures("cifar10", part, hub.load_dataset("cifar10", split=part), lambda: len(CIFAR_NAMES))
     except OSError as error:  # its ConnectionError is one
         raise BackendUnavailable(
             f"cifar10 did not come from the Hugging Face hub ({error}); connect this machine, or give --data the "
@@ -90,7 +90,7 @@ def cifar10(part: str = "train") -> Dataset:
 
 
 def parquet(folder: Path, part: str = "train") -> Dataset:
-    """Pictures of ten classes from `train-*.parquet` and `test-*.parquet`, with the columns of the hub's cifar10."""
+    """Pictures from `train-*.parquet` and `test-*.parquet`, with the columns of the hub's cifar10."""
     hub, files = _datasets(), sorted(folder.glob(f"{part}-*.parquet"))
     if not files:
         raise InvalidInput(
@@ -99,7 +99,21 @@ def parquet(folder: Path, part: str = "train") -> Dataset:
     named = {part: [glob.escape(str(file)) for file in files]}
     with _reading(part, folder):
         rows = hub.load_dataset("parquet", data_files=named, split=part, streaming=True)  # leaves no copy in a cache
-        return _labelled_pictures(folder.resolve().name, part, rows)
+        return _labelled_pictures(folder.resolve().name, part, rows, lambda: len(_parquet_classes(folder, part)))
+
+
+def _parquet_classes(folder: Path, part: str) -> list[str]:
+    """The names that the files tell, else numbers up to the largest label; those of `train` hold for every part."""
+    from datasets import ClassLabel, Features
+    from pyarrow import compute
+    from pyarrow import parquet as tables
+
+    files = sorted(folder.glob("train-*.parquet")) or sorted(folder.glob(f"{part}-*.parquet"))
+    label = Features.from_arrow_schema(tables.read_schema(files[0])).get("label")
+    if isinstance(label, ClassLabel):
+        return list(label.names)
+    largest = [compute.max(tables.read_table(file, columns=["label"])["label"]).as_py() or 0 for file in files]
+    return [str(number) for number in range(min(max(0, *largest) + 1, CLASSES_LIMIT))]
 
 
 def picture_folder(folder: Path, part: str = "train") -> Dataset:
@@ -171,17 +185,17 @@ def _datasets() -> Any:
     return datasets
 
 
-def _labelled_pictures(name: str, part: str, rows: Any) -> Dataset:
-    """Rows of (img, label), as `datasets` gives them."""
+def _labelled_pictures(name: str, part: str, rows: Any, classes: Callable[[], int]) -> Dataset:
+    """Rows of (img, label) or (image, label), as `datasets` gives them."""
     import datasets
 
-    _refuse_other_columns(f"{part} of {name}", rows.features or {})
-    encoded = rows.cast_column("img", datasets.Image(decode=False))
+    column = _image_column(f"{part} of {name}", rows.features or {})
+    encoded = rows.cast_column(column, datasets.Image(decode=False))
     numbered = (
-        (f"{part} of {name}, picture {index}", (row["img"] or {}).get("bytes") or b"", row["label"])
+        (f"{part} of {name}, picture {index}", (row[column] or {}).get("bytes") or b"", row["label"])
         for index, row in enumerate(encoded)
     )
-    return _dataset(name, numbered, CIFAR_CLASSES)
+    return _dataset(name, numbered, classes())
 
 
 Row = tuple[str, bytes, int]  # where it stands, the encoded picture, its label
@@ -206,14 +220,17 @@ def _dataset(name: str, rows: Iterable[Row], classes: int) -> Dataset:
     return Dataset(name, torch.from_numpy(images), torch.tensor(labels), classes)
 
 
-def _refuse_other_columns(where: str, columns: dict[str, Any]) -> None:
-    image, label = columns.get("img"), getattr(columns.get("label"), "dtype", "")
+def _image_column(where: str, columns: dict[str, Any]) -> str:
+    """The name of the column that holds the pictures."""
+    name, label = "img" if "img" in columns else "image", getattr(columns.get("label"), "dtype", "")
+    image = columns.get(name)
     encoded = set(image) == {"bytes", "path"} if isinstance(image, dict) else type(image).__name__ == "Image"
     if not encoded or "int" not in label:
         raise InvalidInput(
-            f"{where} has the columns {', '.join(columns) or 'none'}; expected img (bytes and path) and label "
-            "(integers), as in the hub's cifar10"
+            f"{where} has the columns {', '.join(columns) or 'none'}; expected img or image (bytes and path) and label "
+            "(integers): rename yours, or write the pictures as files, train/CLASS/*.png"
         )
+    return name
 
 
 def _pixels(encoded: bytes, place: str) -> np.ndarray:
@@ -269,9 +286,13 @@ def load_dataset(name: str, part: str = "train") -> Dataset:
 
 
 def class_names(name: str, classes: int) -> list[str]:
-    """What people call the classes of a data set: CIFAR-10's own names, those of a folder's folders, else numbers."""
-    folder = Path(name)
-    if name == "cifar10" or (folder.is_dir() and any(folder.glob("*.parquet"))):
-        return list(CIFAR_NAMES)
-    found = _classes(folder / "train") if name not in DATASETS else []
-    return found if len(found) == classes else [str(label) for label in range(classes)]
+    """What people call the classes of a data set: CIFAR-10's own, those that files or folders tell, else numbers."""
+    folder, found, numbers = Path(name), [], [str(label) for label in range(classes)]
+    if name not in DATASETS and folder.is_dir():
+        tables = any(folder.glob("*.parquet"))
+        found = _parquet_classes(folder, "test") if tables else _classes(folder / "train")
+        if tables and "cifar10" in folder.resolve().name and found == numbers[:10]:  # files that do not tell its names
+            found = list(CIFAR_NAMES)
+    elif name == "cifar10":
+        found = list(CIFAR_NAMES)
+    return found if len(found) == classes else numbers
