@@ -54,7 +54,8 @@ def test_the_networks_of_the_sizes_are_as_large_as_their_names():
 
     for size, network in SIZES.items():
         assert recipe("lsd", "faces", size=size).network == dataclasses.replace(network, times=2)
-        assert abs(parameters(build(network)) / 1e6 / int(size[:-1]) - 1) < 0.5
+        millions, named = parameters(build(network)) / 1e6, int(size[:-1])
+        assert abs(millions / named - 1) < 0.1 or (named == 1 <= millions < 1.5), f"{size} has {millions:.2f} million"
     assert recipe("cfm", "faces") == recipe("cfm", "faces", size="1m")
 
 
