@@ -11,6 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from . import checkpoint, export, quality
+from .artefact import refuse_blocked
 from .engines import manifest as manifests
 from .engines.manifest import BOUNDS, Bound, Manifest
 from .errors import InvalidArtefact, InvalidInput
@@ -78,8 +79,7 @@ def teacher(
     **changes: Any,
 ) -> Recipe:
     """The recipe of what learns from data; one that fine-tunes has the network of its start, and sees masks too."""
-    if start:
-        _refuse_engine("--start", start)
+    _refuse_engine("--start", start)
     base = seeing_masks(start) if name in TUNED and start else {}
     setting = recipe(name, data, size=size, file=config, base=base, known=TEACHERS | TUNED, **changes)
     if start:
@@ -113,6 +113,7 @@ def train_judge(folder: Path, data: str, **changes: Any) -> bool:
             raise InvalidInput(
                 f"{name} is {value} for a classifier; expected only {', '.join(classifier.SETTING)}, 1 or more"
             )
+    refuse_blocked(folder)
     if classifier.is_classifier(folder):
         classifier.refuse_another(folder, {"data": name_of(data), **changes})
         return False
@@ -175,8 +176,8 @@ def student(
     """A student's recipe, with the network of its teacher or, without one, a network that fits the pairs."""
     data: str | None = None
     base: dict[str, Any] = {}
+    _refuse_engine("--teacher", teacher)
     if teacher:
-        _refuse_engine("--teacher", teacher)
         spec = checkpoint.load_spec(teacher)
         refuse_other_inputs(spec)
         data, base = spec.provenance.get("data"), {"network": spec.network}
@@ -212,6 +213,7 @@ def export_engine(
     order = order or Order()
     _expect_one_of("--to", backend, export.BUILDERS)
     _refuse_engine("the source", source)
+    refuse_blocked(folder)
     spec = checkpoint.load_spec(source)
     order.check(spec)
     referee = None if judge is None else quality.Judge.of(judge, data)
@@ -288,8 +290,8 @@ def describe(source: Path) -> dict[str, Any]:
     }
 
 
-def _refuse_engine(what: str, source: Path) -> None:
-    if manifests.is_engine(source):
+def _refuse_engine(what: str, source: Path | None) -> None:
+    if source and manifests.is_engine(source):
         raise InvalidInput(f"{what} is {str(source)!r}, an engine; expected the checkpoint that it was exported from")
 
 

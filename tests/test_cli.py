@@ -193,7 +193,10 @@ def without_torch(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [("train", "cfm", "--data", "checkerboard", "--steps", 1), ("pairs",)])
+@pytest.mark.parametrize(
+    "command",
+    [("train", "cfm", "--data", "checkerboard", "--steps", 1), ("train", "classifier"), ("pairs",), ("export",)],
+)
 def test_a_file_in_the_way_is_one_sentence(command, tiny_checkpoint, tmp_path, refusal):
     (tmp_path / "file").touch()
     source = () if command[0] == "train" else (tiny_checkpoint,)
