@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 from exact import SIZE, draw
-from planted import Mutant, planted, spoiled
+from planted import Change, Mutant, changed, planted
 from pyflow.training import flow_maps
 from pyflow.training.batch import COINS, Batch
 from pyflow.training.objectives import OBJECTIVES, Loss
@@ -20,12 +20,10 @@ from pyflow.models import random_network
 from pyflow.spec import MLP, Spec
 
 PICTURES = Spec(replace(UNET, times=2))
-MODES = {"forward": False, "reverse twice, as where it is compiled": True}
-
-
-@pytest.fixture(params=MODES.values(), ids=MODES.keys())
-def mode(request, monkeypatch) -> None:
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param)
+REVERSED = Change("_jvp", "not torch.compiler.is_compiling()", "False")
+MODES = pytest.mark.parametrize(
+    "mode", [(), (REVERSED,)], ids=["forward", "reverse twice, as where it is made a graph"]
+)
 
 
 def pictures(count: int) -> Batch:
@@ -49,14 +47,16 @@ def assert_float32(derivative: Callable, seed: int) -> None:
         assert off < 1e-5, f"seed {seed}: the {what} is off by {off}"
 
 
+@MODES
 def test_autocast_leaves_value_and_rate_in_float32(mode, seed):
-    assert_float32(flow_maps._jvp, seed)
+    assert_float32(changed(flow_maps, *mode)["_jvp"], seed)
 
 
+@MODES
 def test_tangents_in_bfloat16_are_noticed(mode, seed):
-    bug = spoiled(flow_maps, "_jvp", "enabled=False", "enabled=True")["_jvp"]
+    bug = Change("_jvp", "enabled=False", "enabled=True")
     with pytest.raises(AssertionError, match="seed"):
-        assert_float32(bug, seed)
+        assert_float32(changed(flow_maps, *mode, bug)["_jvp"], seed)
 
 
 # ---- one dropout mask for the value and its rate
@@ -110,15 +110,17 @@ TWO_MASKS = {
 assert TWO_MASKS.keys() == set(DIFFERENTIATED)
 
 
+@MODES
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_value_and_rate_share_a_dropout_mask(name, mode, seed):
-    assert_one_mask(OBJECTIVES[name].loss, name, seed)
+    assert_one_mask(changed(flow_maps, *mode)[name.replace("-", "_")], name, seed)
 
 
+@MODES
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_a_mask_for_each_is_noticed(name, mode, seed):
     with pytest.raises(AssertionError, match="two masks"):
-        assert_one_mask(planted(flow_maps, TWO_MASKS[name]), name, seed)
+        assert_one_mask(planted(flow_maps, TWO_MASKS[name], *mode), name, seed)
 
 
 # ---- compiled
