@@ -101,7 +101,7 @@ def split(path: Path, prediction: str, t: Array) -> Split:
         if isinstance(alpha, float) and alpha == 0.0:
             raise InvalidInput(f"noise tells no image at t={t} on the {path.name} path; expected t above 0")
         return Split(1 / alpha, -sigma / alpha, 0.0, 1.0)
-    if prediction in (VELOCITY, V):  # v is a velocity by the angle (Salimans & Ho 2022) and tells the image at all times
+    if prediction in (VELOCITY, V):  # v is a velocity by the angle (Salimans & Ho 2022): it tells both always
         alpha_rate, sigma_rate = (-sigma, alpha) if prediction == V else (path.alpha_rate(t), path.sigma_rate(t))
         area = alpha_rate * sigma - alpha * sigma_rate
         return Split(-sigma_rate / area, sigma / area, alpha_rate / area, -alpha / area)

@@ -50,7 +50,12 @@ def untold(prediction: str, path: Path, t: Tensor) -> Tensor:
     return DEVIATION**2 * {NOISE: alpha**2, IMAGE: sigma**2, V: 1.0}[prediction] / variance
 
 
-FROM_DATA = [("cfm", VELOCITY, "linear"), ("ddpm", NOISE, "vp-cosine"), ("ddpm", NOISE, "vp-linear"), ("ddpm", V, "vp-cosine")]
+FROM_DATA = [
+    ("cfm", VELOCITY, "linear"),
+    ("ddpm", NOISE, "vp-cosine"),
+    ("ddpm", NOISE, "vp-linear"),
+    ("ddpm", V, "vp-cosine"),
+]
 FROM_PAIRS = {"reflow": VELOCITY, "grid": VELOCITY, "lines": IMAGE, "naive": IMAGE}
 
 

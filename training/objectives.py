@@ -47,7 +47,7 @@ def cfm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
 
 def ddpm(net: nn.Module, spec: Spec, batch: Batch, options: Options) -> Losses:
     """Denoising diffusion (Ho et al. 2020, eq. 14): E |eps - eps(sqrt(abar_t) x_1 + sqrt(1 - abar_t) eps, t)|^2; or of
-    v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_1, which tells the picture where x_t is pure noise (Salimans & Ho 2022)."""
+    v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_1 (Salimans & Ho 2022), which tells the picture in pure noise too."""
     t = batch.coins[:, 0]
     return _regress(net, spec, pooled(batch, PATHS[spec.path], t) if options.pooled else batch, t, options)
 
