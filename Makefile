@@ -34,9 +34,9 @@ bench-precision: $(VENV)/native
 ENDS := times=u-shaped warmup=0.1 half_lives=0.1
 MAPS := steps=700 diagonal=0.5 learned_weight=false $(ENDS)
 ON_CIFAR10 := --batch 24 --steps 400 --runs runs/methods-cifar --own ddpm steps=1600 batch=64 prediction=v \
-  --own lsd $(MAPS) steps=600 --own esd $(MAPS) steps=450 --own psd-midpoint $(MAPS) --own psd-uniform $(MAPS) \
-  --own meanflow steps=600 $(ENDS) --own improved-meanflow steps=600 $(ENDS) \
-  --own consistency batch=48 learning_rate=2e-4 gap=0.1 $(ENDS)
+  --own meanflow steps=600 $(ENDS) --own improved-meanflow steps=600 $(ENDS) --own lsd $(MAPS) steps=600 \
+  --own psd-midpoint $(MAPS) --own psd-uniform $(MAPS) --own esd steps=450 learning_rate=5e-4 $(ENDS) \
+  --own consistency steps=300 batch=48 learning_rate=1e-4 gap=0.1 $(ENDS)
 bench-methods: $(VENV)/native
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/methods.py \
 	  $(if $(CIFAR10),--data '$(CIFAR10)' --teacher runs/cifar/teacher --judge runs/cifar/classifier $(ON_CIFAR10), \
