@@ -46,7 +46,7 @@ bench-methods: $(VENV)/native
 bench-eval: $(VENV)/native
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/evaluation.py
 
-# The demo's teacher and student, judged and timed, as the page report/quality; some minutes, on a machine that is idle.
+# The demo's teacher and student, judged and timed, as the page report/quality; a quarter of an hour on a machine that is idle.
 QUALITY := benchmarks/results/quality-digits
 JUDGED := --data digits --features classifier:runs/demo/classifier --num-samples 500 --threads 1
 bench-quality: $(VENV)/native
