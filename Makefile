@@ -30,7 +30,7 @@ bench-precision: $(VENV)/native
 	  $(if $(CIFAR10),--subject 'CIFAR-10 teacher' runs/cifar/teacher runs/cifar/classifier '$(CIFAR10)')
 
 # Every method at a reduced size from the teacher of `make demo`, a few minutes each; CIFAR10=FOLDER: from runs/cifar's. There
-# most times lie near 0 and 1, as between these lies the jump of one call: psd-midpoint's distance was 15 with even times, 1.9 so.
+# most times lie near 0 and 1, as between these lies the jump of one call: psd-midpoint's distance was 13 to 15 with even times.
 ENDS := times=u-shaped warmup=0.1 half_lives=0.1
 MAPS := steps=700 diagonal=0.5 learned_weight=false $(ENDS)
 ON_CIFAR10 := --batch 24 --steps 400 --runs runs/methods-cifar --own ddpm steps=1600 batch=64 prediction=v \

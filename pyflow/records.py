@@ -78,8 +78,6 @@ def _value(value: Any, hint: Any, where: str, name: str) -> Any:
         return tuple(_value(item, inner[0], where, name) for item in value)
     if (origin or hint) is dict and isinstance(value, dict):
         return {key: _value(item, inner[1], where, f"{name}.{key}") for key, item in value.items()}
-    if hint is float and type(value) in (int, float):
-        return value
-    if hint in (int, str, bool) and type(value) is hint:
+    if _fits(value, hint):
         return value
     raise InvalidArtefact(f"{where}: {name} is {json.dumps(value)}; expected {hint}")

@@ -44,9 +44,13 @@ class Law:
         """What a perfect flow map (MeanFlow, shortcut, Lines) says: the mean velocity over s..t along the flow."""
         return self.velocity(path, x, s) if s == t else (self.flow(path, x, s, t) - x) / (t - s)
 
+    def says(self, prediction: str) -> Callable:
+        """What a perfect network of this prediction says, of a path, a state and its time."""
+        return {VELOCITY: self.velocity, IMAGE: self.image, NOISE: self.noise, V: self.v}[prediction]
+
     def denoiser(self, path: Path, prediction: str) -> Callable:
         """A perfect network of this prediction, as `core.sample` calls it; the second time and the label are unused."""
-        says = {VELOCITY: self.velocity, IMAGE: self.image, NOISE: self.noise, V: self.v}[prediction]
+        says = self.says(prediction)
         return lambda x, s, t, labelled: says(path, x, s)
 
     def flow_map(self, path: Path) -> Callable:

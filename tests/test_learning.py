@@ -69,7 +69,7 @@ def test_a_tiny_network_learns_the_conditional_mean(name, rng, seed):
     prediction, path, within = INSTANT[name]
     said = trained(name.partition(" ")[0], Spec(MLP(shape=(1,)), path, prediction), data(rng))
     t, image, noise = rng.random(JUDGED), MIXTURE.draw(rng, JUDGED), rng.standard_normal(JUDGED)
-    truth = {VELOCITY: MIXTURE.velocity, NOISE: MIXTURE.noise, V: MIXTURE.v}[prediction]
+    truth = MIXTURE.says(prediction)
     x = np.array([PATHS[path].mix(*each) for each in zip(image, noise, t)])
     expected = np.array([truth(PATHS[path], *each) for each in zip(x, t)])
     off(name, said(x, t, t) - expected, within, seed)

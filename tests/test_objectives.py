@@ -61,7 +61,7 @@ FROM_PAIRS = {"reflow": VELOCITY, "grid": VELOCITY, "lines": IMAGE, "naive": IMA
 
 def solved(loss, name: str, prediction: str, path: str, seed: int) -> None:
     spec = Spec(SPEC.network, path, prediction)
-    says = {VELOCITY: LAW.velocity, NOISE: LAW.noise, V: LAW.v}[prediction]
+    says = LAW.says(prediction)
 
     def floor(s: Tensor, t: Tensor, batch: Batch) -> Tensor:
         return untold(prediction, PATHS[path], t)

@@ -13,7 +13,7 @@ from pyflow.training.objectives import OBJECTIVES, Loss
 from pyflow.training.settings import Options
 from torch import Tensor
 
-from pyflow.core import IMAGE, NOISE, PATHS, VELOCITY, V
+from pyflow.core import IMAGE, PATHS, VELOCITY, V
 from pyflow.spec import MLP, Spec
 
 CONVENTIONS = {
@@ -51,7 +51,7 @@ def exact_network(name: str) -> Bent:
     prediction, path = CONVENTIONS[name]
     if OBJECTIVES[name].from_pairs:
         return Straight(prediction == IMAGE)
-    return Instant(PATHS[path], {VELOCITY: LAW.velocity, NOISE: LAW.noise, V: LAW.v}[prediction])
+    return Instant(PATHS[path], LAW.says(prediction))
 
 
 def assert_sound(loss: Loss, name: str, seed: int) -> None:
